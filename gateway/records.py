@@ -1,0 +1,77 @@
+"""Records as the gateway holds them, and the blocks in which they come from Kafka (sans-I/O)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+# A Record object with its offset, its place in a list and two encoded forms, beside the bytes themselves; measured with
+# tracemalloc and rounded up.
+OVERHEAD_BYTES = 400
+
+
+@final
+class Record:
+    """One record of a partition, as produced.
+
+    `timestamp_ms` is Unix time, None where the record has none. `value` None is a tombstone. `shown` belongs to `wire`:
+    the encoded form is kept here so that no record is encoded twice.
+    """
+
+    __slots__ = ("headers", "key", "offset", "shown", "timestamp_ms", "value")
+
+    def __init__(
+        self,
+        offset: int,
+        timestamp_ms: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+    ) -> None:
+        self.offset = offset
+        self.timestamp_ms = timestamp_ms
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.shown: tuple[object, bytes] | None = None
+
+    @property
+    def cost(self) -> int:
+        """Bytes charged to a memory budget: what was produced, the encoded form (about as long), the objects."""
+        size = len(self.key or b"") + len(self.value or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value or b"") + 100
+        return 2 * size + OVERHEAD_BYTES
+
+    def __repr__(self) -> str:
+        return f"<Record {self.offset} key={self.key!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Record)
+            and self.offset == other.offset
+            and self.timestamp_ms == other.timestamp_ms
+            and self.key == other.key
+            and self.value == other.value
+            and self.headers == other.headers
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # mutable cache inside; never a key
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """All records of [start, end) of a partition that a read_committed reader may see.
+
+    Offsets inside that hold no record are compaction, transaction markers or aborted batches, never loss. `end` is the
+    next offset to read, `log_start` and `stable_end` (the last stable offset, exclusive) are the partition's bounds as its
+    leader gave them with this block.
+    """
+
+    start: int
+    end: int
+    records: list[Record]
+    log_start: int
+    stable_end: int
