@@ -66,8 +66,8 @@ class Block:
     """All records of [start, end) of a partition that a read_committed reader may see.
 
     Offsets inside that hold no record are compaction, transaction markers or aborted batches, never loss. `end` is the
-    next offset to read, `log_start` and `stable_end` (the last stable offset, exclusive) are the partition's bounds as its
-    leader gave them with this block.
+    next offset to read, `log_start` and `stable_end` (the last stable offset, exclusive) are the partition's bounds as
+    its leader gave them with this block.
     """
 
     start: int
