@@ -1,0 +1,332 @@
+"""One reading: which records a subscription gets from a position, and where it stands afterwards (sans-I/O).
+
+Theory of operation. `survey` walks the partitions and finds for each one where its next records are: in the tail, in a block
+of the archive that the caller has loaded, or nowhere yet; it names what the caller has to find out first. `collect` then
+chooses and orders.
+
+A cursor holds one offset per partition, so what is delivered of a partition must be a prefix of what matches in it: each
+partition is a queue, and only its head can be taken. Within that, the order of an answer is priority, timestamp, topic,
+partition, offset, and every channel that has something gets a place, as long as the records before it in its partition fit
+the limit too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.fanout.cursor import Position, TopicPosition
+from gateway.fanout.hub import Topic
+from gateway.fanout.tail import Tail
+from gateway.records import Block, Record
+
+if TYPE_CHECKING:  # `subscription` imports this module
+    from gateway.fanout.subscription import Selection, Subscription
+
+Place = tuple[str, int]
+
+
+class Message(NamedTuple):
+    """One record as one channel shows it."""
+
+    record: Record
+    selection: Selection
+    partition: int
+
+
+class Lost(NamedTuple):
+    """Offsets [start, end) of a partition that retention took before they were read."""
+
+    selection: Selection
+    partition: int
+    start: int
+    end: int
+
+    def document(self) -> dict[str, object]:
+        """Return the entry as answers show it."""
+        return {"channel": self.selection.channel, "partition": self.partition, "from": self.start, "to": self.end}
+
+
+class Reading(NamedTuple):
+    """What one reading found.
+
+    `up_to_date`: nothing more can be read now. `at_tail`: moreover, `position` is exactly the end of the tails, so that
+    the reader may sleep without a position of its own. `scanned` is in bytes. `failed`: some history could not be fetched;
+    its place is kept, and looking again later may find it.
+    """
+
+    messages: list[Message]
+    position: Position
+    lost: list[Lost]
+    up_to_date: bool
+    at_tail: bool
+    scanned: int
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class Queue:
+    """What is next in one partition: matching records with the selections that they match; `end` is what lies behind."""
+
+    topic: str
+    partition: int
+    end: int
+    at_end: bool
+    items: list[tuple[Record, Sequence[Selection]]]
+    taken: int = 0
+
+    def order(self) -> tuple[int, int, str, int]:
+        """Return the sort key of the head: priority, timestamp, topic, partition."""
+        record, selections = self.items[self.taken]
+        return selections[0].priority, record.timestamp_ms or 0, self.topic, self.partition
+
+    @property
+    def next(self) -> int:
+        """The next offset to read, after what was taken."""
+        return self.items[self.taken][0].offset if self.taken < len(self.items) else self.end
+
+
+class _Known(NamedTuple):
+    blocks: Mapping[Place, Block]
+    confirmed: Collection[Place]
+    skip: Collection[Place]
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a position finds: `queues` to read from, and what is to be done first.
+
+    `resets`: topics that are not the ones of the position. `ahead`: places beyond the tail's end, not yet confirmed by their
+    leader. `cold`: (offset, until) of places whose next records are in the archive. `behind`: some places were left out.
+    """
+
+    queues: list[Queue] = field(default_factory=list)
+    position: dict[str, TopicPosition] = field(default_factory=dict)
+    lost: list[Lost] = field(default_factory=list)
+    resets: list[str] = field(default_factory=list)
+    ahead: list[Place] = field(default_factory=list)
+    cold: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    behind: bool = False
+    at_tail: bool = True
+    scanned: int = 0
+
+
+def survey(
+    subscription: Subscription,
+    topics: Mapping[str, Topic],
+    position: Position,
+    blocks: Mapping[Place, Block] | None = None,
+    confirmed: Collection[Place] = (),
+    skip: Collection[Place] = (),
+) -> Survey:
+    """Find out where the next records of `position` are. `skip` names cold places to leave alone, with their offsets kept."""
+    seen = Survey()
+    for name in subscription.topics:
+        own, topic = position[name], topics.get(name)
+        if topic is None or not topic.partition_count:
+            seen.position[name] = own
+            seen.at_tail = False
+        elif _is_reset(own, topic):
+            seen.resets.append(name)
+        else:
+            _survey_topic(subscription, topic, own, seen, _Known(blocks or {}, confirmed, skip))
+    return seen
+
+
+def collect(subscription: Subscription, seen: Survey) -> Reading:
+    """Choose messages from a survey, order them, and move the position past what they and the filters took."""
+    queues = [queue for queue in seen.queues if queue.items]
+    chosen = [len(queue.items) for queue in queues] if _fits(subscription, queues) else _choose(subscription, queues)
+    messages = list(_in_order(queues, chosen))
+    offsets = {name: dict(own.offsets) for name, own in seen.position.items()}
+    for queue in seen.queues:
+        offsets[queue.topic][queue.partition] = queue.next
+    position = {name: own._replace(offsets=offsets[name]) for name, own in seen.position.items()}
+    up_to_date = not seen.behind and all(queue.at_end and queue.next == queue.end for queue in seen.queues)
+    return Reading(messages, position, seen.lost, up_to_date, up_to_date and seen.at_tail, seen.scanned)
+
+
+def _is_reset(own: TopicPosition, topic: Topic) -> bool:
+    recreated = own.id_hash and topic.id_hash and own.id_hash != topic.id_hash
+    return bool(recreated) or any(partition >= topic.partition_count for partition in own.offsets)
+
+
+def _survey_topic(
+    subscription: Subscription,
+    topic: Topic,
+    own: TopicPosition,
+    seen: Survey,
+    known: _Known,
+) -> None:
+    wanted = subscription.wanted(topic.name, topic.partition_count)
+    follows = subscription.follows_partitioner(topic.name)
+    count = topic.partition_count if follows else 0
+    seen.position[topic.name] = TopicPosition(topic.id_hash or own.id_hash, own.offsets, count)
+    if follows or (own.id_hash and not topic.id_hash):
+        seen.at_tail = False
+    match = _Match(subscription.by_topic[topic.name], subscription.limit + 1)
+    for partition in sorted({*wanted, *own.offsets}):
+        tail, place = topic.tails.get(partition), (topic.name, partition)
+        if tail is None:
+            seen.at_tail = seen.at_tail and partition not in own.offsets
+            continue
+        offset = own.offsets.get(partition, min(tail.log_start, tail.start))
+        if offset > tail.end:
+            seen.at_tail = False
+            if place not in known.confirmed:
+                seen.ahead.append(place)
+        else:
+            _survey_partition(topic.name, partition, tail, offset, match, known, seen)
+
+
+def _survey_partition(topic: str, partition: int, tail: Tail, offset: int, match: _Match, known: _Known, seen: Survey) -> None:
+    block = known.blocks.get((topic, partition))
+    start = offset
+    if offset < tail.start:
+        log_start = max(tail.log_start, block.log_start if block else 0)
+        start = max(offset, min(log_start, tail.start))
+    if start > offset:
+        seen.lost += [Lost(selection, partition, offset, start) for selection in match.selections]
+    items: list[tuple[Record, Sequence[Selection]]] = []
+    end = start
+    if start < tail.start:
+        if (topic, partition) in known.skip:
+            seen.behind, seen.at_tail = True, False
+            return
+        if block is None or block.start > start:
+            seen.cold[topic, partition] = (start, tail.start)
+            return
+        items, seen_bytes = match.block(block, start)
+        seen.scanned += seen_bytes
+        # A block that ends where it was asked for has nothing below the tail: holes reach up to it.
+        end = block.end if block.end > start else tail.start
+    if end >= tail.start and len(items) < match.most:
+        items += match.tail(tail, end)
+        end = tail.end
+    seen.queues.append(Queue(topic, partition, end, end >= tail.end, items))
+
+
+class _Match:
+    """The selections of one topic, ready to filter; `most` bounds what is taken of one source."""
+
+    def __init__(self, selections: tuple[Selection, ...], most: int) -> None:
+        self.selections = selections
+        self.most = most
+        self._whole = tuple(s for s in selections if s.key is None)
+        self._keyed: dict[bytes, tuple[Selection, ...]] = {}
+        for selection in selections:
+            if selection.key is not None:
+                same = (s for s in selections if s.key is None or s.key == selection.key)
+                self._keyed[selection.key] = tuple(same)
+
+    def _of(self, record: Record) -> Sequence[Selection]:
+        if record.key is None:
+            return self._whole
+        return self._keyed.get(record.key, self._whole)
+
+    def tail(self, tail: Tail, offset: int) -> list[tuple[Record, Sequence[Selection]]]:
+        """Return what matches in a tail from `offset` on."""
+        if self._whole:
+            return [(record, self._of(record)) for record in tail.since(offset, None, self.most)]
+        records = [record for key in self._keyed for record in tail.since(offset, key, self.most)]
+        if len(self._keyed) > 1:
+            records.sort(key=lambda record: record.offset)
+        return [(record, self._of(record)) for record in records[: self.most]]
+
+    def block(self, block: Block, offset: int) -> tuple[list[tuple[Record, Sequence[Selection]]], int]:
+        """Return what matches in a block from `offset` on, and the bytes scanned for it."""
+        records = block.records
+        first = bisect_left(records, offset, key=lambda record: record.offset)
+        if self._whole:
+            found = [(record, self._of(record)) for record in records[first : first + self.most]]
+            return found, sum(len(record.value or b"") for record, _ in found)
+        items: list[tuple[Record, Sequence[Selection]]] = []
+        scanned = 0
+        for record in records[first:]:
+            scanned += len(record.value or b"") + len(record.key or b"")
+            if (selections := self._of(record)) and len(items) < self.most:
+                items.append((record, selections))
+                if len(items) == self.most:
+                    break
+        return items, scanned
+
+
+def _size(record: Record) -> int:
+    return len(record.value) if record.value is not None else 0
+
+
+def _fits(subscription: Subscription, queues: Iterable[Queue]) -> bool:
+    messages = size = 0
+    for queue in queues:
+        for record, selections in queue.items:
+            messages += len(selections)
+            size += len(selections) * _size(record)
+    return messages <= subscription.limit and size <= subscription.max_bytes
+
+
+def _choose(subscription: Subscription, queues: list[Queue]) -> list[int]:
+    """Return how many items of each queue go into the answer: a place for each channel first, then in order."""
+    chosen = _places(subscription, queues)
+    messages = size = 0
+    for queue, count in zip(queues, chosen, strict=True):
+        messages += sum(len(selections) for _, selections in queue.items[:count])
+        size += sum(_size(record) * len(selections) for record, selections in queue.items[:count])
+    at = {id(queue): n for n, queue in enumerate(queues)}
+    for queue, item in _merged(queues, chosen, [len(queue.items) for queue in queues]):
+        messages += len(item[1])
+        size += _size(item[0]) * len(item[1])
+        if messages > subscription.limit or size > subscription.max_bytes:
+            return chosen if any(chosen) else [int(q is queue) for q in queues]
+        chosen[at[id(queue)]] += 1
+    return chosen
+
+
+def _places(subscription: Subscription, queues: list[Queue]) -> list[int]:
+    chosen = [0] * len(queues)
+    if len(subscription.selections) == 1:
+        return chosen
+    for selection in sorted(subscription.selections, key=lambda s: (s.priority, s.channel)):
+        depths = [(_depth(queue, selection), n) for n, queue in enumerate(queues) if queue.topic == selection.topic]
+        depth, n = min((d for d in depths if d[0]), default=(0, 0))
+        if depth <= chosen[n]:
+            continue
+        more = sum(len(s) for _, s in queues[n].items[chosen[n] : depth])
+        used = sum(len(s) for q, count in zip(queues, chosen, strict=True) for _, s in q.items[:count])
+        if used + more <= subscription.limit:
+            chosen[n] = depth
+    return chosen
+
+
+def _depth(queue: Queue, selection: Selection) -> int:
+    """Return how many items of a queue lead up to and including the first of a selection; 0 if it has none there."""
+    return next((n for n, (_, selections) in enumerate(queue.items, 1) if selection in selections), 0)
+
+
+def _in_order(queues: list[Queue], chosen: list[int]) -> Iterator[Message]:
+    for queue, (record, selections) in _merged(queues, [0] * len(queues), chosen):
+        for selection in selections:
+            yield Message(record, selection, queue.partition)
+    for queue, count in zip(queues, chosen, strict=True):
+        queue.taken = count
+
+
+def _merged(
+    queues: list[Queue], starts: list[int], ends: list[int]
+) -> Iterator[tuple[Queue, tuple[Record, Sequence[Selection]]]]:
+    """Merge queues by the order of their heads, from `starts` to `ends`; offsets of a partition always ascend."""
+    for queue, start in zip(queues, starts, strict=True):
+        queue.taken = start
+    heap = [(queue.order(), n) for n, queue in enumerate(queues) if starts[n] < ends[n]]
+    heapify(heap)
+    while heap:
+        n = heap[0][1]
+        queue = queues[n]
+        yield queue, queue.items[queue.taken]
+        queue.taken += 1
+        if queue.taken < ends[n]:
+            heapreplace(heap, (queue.order(), n))
+        else:
+            heappop(heap)

@@ -1,0 +1,87 @@
+"""Shared, encoded answers: what many waiters at one place with one view receive is built once (sans-I/O)."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from gateway import wire
+from gateway.fanout.cursor import encode
+from gateway.fanout.reading import Reading
+from gateway.fanout.subscription import Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, ready to be written: `body` is JSON, empty for 204.
+
+    `delivered` counts messages by channel pattern, `lost` the offsets that retention took; `newest_ms` is the latest record
+    timestamp in it (None without messages), for the latency histogram.
+    """
+
+    cursor: str
+    body: bytes
+    delivered: Counter[str]
+    lost: int
+    timestamps_ms: tuple[int, ...]
+
+    @property
+    def cost(self) -> int:
+        """Bytes charged to the memory bound of the shared answers."""
+        return len(self.body) + len(self.cursor) + 500
+
+
+def empty(cursor: str) -> Answer:
+    """Return the answer of a poll that got nothing (204)."""
+    return Answer(cursor, b"", Counter(), 0, ())
+
+
+def build(subscription: Subscription, reading: Reading) -> Answer:
+    """Encode a reading that has something to tell (200)."""
+    cursor = encode(reading.position)
+    messages = [
+        wire.message(m.record, m.partition, m.selection.channel, m.selection.format, m.selection.headers)
+        if subscription.view == "full"
+        else wire.bare_value(m.record, m.selection.format)
+        for m in reading.messages
+    ]
+    body = wire.answer(cursor, messages, [entry.document() for entry in reading.lost], up_to_date=reading.up_to_date)
+    return Answer(
+        cursor,
+        body,
+        Counter(m.selection.pattern for m in reading.messages),
+        sum(entry.end - entry.start for entry in reading.lost),
+        tuple(m.record.timestamp_ms for m in reading.messages if m.record.timestamp_ms is not None),
+    )
+
+
+class Responses:
+    """The newest answers by what determines them, the least recently used ones forgotten over `max_bytes`.
+
+    A key must hold all that the bytes depend on: the subscription, the position, and the versions of its topics.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
+        self.cost = 0
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: Hashable) -> Answer | None:
+        """Return the answer of a key, None where it was not kept."""
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers.move_to_end(key)
+        return answer
+
+    def put(self, key: Hashable, answer: Answer) -> None:
+        """Keep an answer; one that is larger than a quarter of the bound is not worth it."""
+        if answer.cost * 4 > self._max_bytes or key in self._answers:
+            return
+        self._answers[key] = answer
+        self.cost += answer.cost
+        while self.cost > self._max_bytes:
+            self.cost -= self._answers.popitem(last=False)[1].cost

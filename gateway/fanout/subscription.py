@@ -1,0 +1,314 @@
+"""What one poll asks for, and reading on from a position: the memory of the tails first, Kafka's archive behind them.
+
+A `Subscription` is pure data and says nothing of who asks: equal subscriptions at equal positions get the same bytes.
+`Reader` joins the hub (what is in memory) with a `Log` (what is in Kafka). Its `peek` is synchronous, so that a caller can
+look, and park if there is nothing, without an await in between; its `read` may go to the archive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+from gateway.errors import BrokerUnavailable, CursorExpired, CursorReset
+from gateway.fanout.cursor import Position, TopicPosition, bind, check_width, decode, encode, partition_for
+from gateway.fanout.hub import Hub, Interest, Topic
+from gateway.fanout.reading import Place, Reading, Survey, collect, survey
+from gateway.records import Block
+from gateway.wire import From
+
+EARLIEST = -2
+LATEST = -1
+_COLD_AT_ONCE = 8
+_NEWEST_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """One channel as resolved for one caller: which records of a topic, and how they are shown.
+
+    `channel` is the name that the client gave, `pattern` the configured one (the bounded label of metrics). `key` None takes
+    all records. `headers` are the names shown. Of `priority`, lower is more urgent. With a `partitioner` only the key's own
+    partition is read.
+    """
+
+    channel: str
+    pattern: str
+    topic: str
+    key: bytes | None = None
+    format: Literal["json", "text", "binary"] = "json"
+    headers: tuple[str, ...] = ()
+    priority: int = 100
+    partitioner: Literal["murmur2"] | None = None
+    on_loss: Literal["report", "fail"] = "report"
+    on_reset: Literal["fail", "earliest", "latest"] = "fail"
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """The selections of one poll, normalized by the caller (sorted, no double), and the shape of an answer.
+
+    `limit` messages and `max_bytes` of values at most, both soft: at least one record. `view` "value" shows bare values.
+    """
+
+    selections: tuple[Selection, ...]
+    limit: int = 100
+    max_bytes: int = 2**20
+    view: Literal["full", "value"] = "full"
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.selections, self.limit, self.max_bytes, self.view))
+
+    @cached_property
+    def topics(self) -> tuple[str, ...]:
+        """The topics that are read, sorted."""
+        return tuple(sorted(self.by_topic))
+
+    @cached_property
+    def by_topic(self) -> Mapping[str, tuple[Selection, ...]]:
+        """The selections of each topic, the most urgent first."""
+        grouped: dict[str, list[Selection]] = {}
+        for selection in sorted(self.selections, key=lambda s: (s.priority, s.channel)):
+            grouped.setdefault(selection.topic, []).append(selection)
+        return {topic: tuple(selections) for topic, selections in grouped.items()}
+
+    @cached_property
+    def interests(self) -> tuple[Interest, ...]:
+        """What wakes a waiter of this subscription."""
+        interests = {Interest(s.topic, s.key): None for s in self.selections}
+        return tuple(i for i in interests if i.key is None or Interest(i.topic, None) not in interests)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The channel patterns, each once."""
+        return tuple(dict.fromkeys(s.pattern for s in self.selections))
+
+    def follows_partitioner(self, topic: str) -> bool:
+        """Tell whether only the partitions of the keys are read of a topic."""
+        return all(s.partitioner is not None and s.key is not None for s in self.by_topic[topic])
+
+    def wanted(self, topic: str, partition_count: int) -> Iterable[int]:
+        """Return the partitions of a topic that hold what is selected, of `partition_count`."""
+        if not self.follows_partitioner(topic):
+            return range(partition_count)
+        return {partition_for(s.key or b"", partition_count) for s in self.by_topic[topic]} if partition_count else ()
+
+    def position_at(self, moment: Mapping[str, TopicPosition]) -> Position:
+        """Return the position of a reader that was at the end of all tails (see `Hub`)."""
+        return {topic: moment[topic] for topic in self.topics}
+
+
+class Log(Protocol):
+    """Kafka, as readers need it."""
+
+    async def follow(self, topic: str, now: float) -> Topic:
+        """Keep a topic live (`now` monotonic) and return what is known of it; wait a little if it is new.
+
+        BrokerUnavailable if nothing was ever known of it and no broker can be asked.
+        """
+        ...
+
+    async def read(self, topic: str, partition: int, offset: int, until: int) -> Block:
+        """Return the block that holds `offset`; BrokerUnavailable."""
+        ...
+
+    async def offsets(self, topic: str, at: int) -> dict[int, int]:
+        """Return the offsets at EARLIEST, LATEST or a time in ms by partition; those that cannot be asked are missing."""
+        ...
+
+    async def end(self, topic: str, partition: int) -> int:
+        """Return the last stable offset as the leader says it now; BrokerUnavailable."""
+        ...
+
+
+class Reader:
+    """Reads on from positions.
+
+    One reading scans at most `scan_bytes` of history, and begins no further block after `scan_seconds`: then it returns its
+    progress, without messages if nothing matched.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        log: Log,
+        *,
+        scan_bytes: int = 8 * 2**20,
+        scan_seconds: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._hub = hub
+        self._log = log
+        self._scan_bytes = scan_bytes
+        self._scan_seconds = scan_seconds
+        self._clock = clock
+
+    async def begin(self, subscription: Subscription, cursor: str | None, start: From) -> Position:
+        """Return the position at which a poll begins: its cursor's, and `start` for topics that the cursor lacks.
+
+        Raises CursorInvalid, CursorMismatch, SubscriptionTooWide, and BrokerUnavailable where a start cannot be found.
+        """
+        bound = bind(decode(cursor), subscription.topics) if cursor is not None else {}
+        now = self._clock()
+        topics = {name: await self._log.follow(name, now) for name in subscription.topics}
+        missing = [name for name in subscription.topics if name not in bound]
+        if not missing:
+            return bound
+        started = await asyncio.gather(*(self._start(subscription, topics[name], start) for name in missing))
+        position = {**bound, **dict(zip(missing, started, strict=True))}
+        if start.kind == "newest":
+            position |= await self._newest(subscription, {name: position[name] for name in missing}, start.value)
+        check_width(position)
+        return position
+
+    def peek(self, subscription: Subscription, position: Position) -> Reading | None:
+        """Return what the tails hold from `position` on; None where more than the tails has to be asked, or loss told."""
+        seen = survey(subscription, self._hub.topics, position)
+        if seen.resets or seen.ahead or seen.cold or seen.lost:
+            return None
+        return collect(subscription, seen)
+
+    async def read(self, subscription: Subscription, position: Position) -> Reading:
+        """Read on from `position`, from the archive if need be.
+
+        Returns as soon as there is a message, a loss to report, the end, or the bound of one scan. Its last look and its
+        return are one synchronous stretch: a caller that awaits it directly may park at once. History that cannot be fetched
+        keeps its place and does not hold up the rest (`Reading.failed`). Raises CursorReset, CursorExpired (`on_loss: fail`).
+        """
+        began, scanned = self._clock(), 0
+        while True:
+            seen, failed = await self._look(subscription, position)
+            self._check_loss(seen)
+            reading = collect(subscription, seen)
+            scanned += reading.scanned
+            position = reading.position
+            spent = scanned >= self._scan_bytes or self._clock() - began >= self._scan_seconds
+            if reading.messages or reading.lost or reading.up_to_date or spent or failed:
+                return reading._replace(failed=failed)
+
+    async def _look(self, subscription: Subscription, position: Position) -> tuple[Survey, bool]:
+        """Survey until nothing is open: resets settled, ends confirmed by their leaders, blocks loaded (or not to be had)."""
+        blocks: dict[Place, Block] = {}
+        confirmed: set[Place] = set()
+        skip: set[Place] = set()
+        failed = False
+        while True:
+            seen = survey(subscription, self._hub.topics, position, blocks, confirmed, skip)
+            if seen.resets:
+                position = await self._reset(subscription, position, seen.resets)
+            elif seen.ahead:
+                cut = [place[0] for place in seen.ahead if not await self._confirm(*place, position, confirmed)]
+                if cut:
+                    position = await self._reset(subscription, position, cut)
+            elif seen.cold:
+                failed |= await self._load(seen.cold, blocks, skip)
+            else:
+                return seen, failed
+
+    async def _confirm(self, topic: str, partition: int, position: Position, confirmed: set[tuple[str, int]]) -> bool:
+        """Ask the leader whether a position ahead of the tail is in the log; a broker that is away proves nothing."""
+        confirmed.add((topic, partition))
+        try:
+            return position[topic].offsets[partition] <= await self._log.end(topic, partition)
+        except BrokerUnavailable:
+            return True
+
+    async def _load(self, cold: Mapping[Place, tuple[int, int]], blocks: dict[Place, Block], skip: set[Place]) -> bool:
+        """Load some blocks of `cold` into `blocks`, leave the others to the next look (`skip`); tell whether any failed."""
+        # One partition of each topic first, so that no topic waits until another one's history is through.
+        rank: dict[str, int] = {}
+        turns: dict[Place, int] = {}
+        for place in cold:
+            turns[place] = rank[place[0]] = rank.get(place[0], -1) + 1
+        chosen = sorted(cold, key=lambda place: turns[place])[: max(_COLD_AT_ONCE, len(rank))]
+        skip.update(cold.keys() - chosen)
+        loaded = await asyncio.gather(*(self._log.read(*place, *cold[place]) for place in chosen), return_exceptions=True)
+        failed = False
+        for place, block in zip(chosen, loaded, strict=True):
+            if isinstance(block, Block) and place not in blocks:
+                blocks[place] = block
+            elif isinstance(block, (Block, BrokerUnavailable)):
+                # A second block for one place means that the log moved under the look: the next one will see it as it is.
+                skip.add(place)
+                failed = True
+            else:
+                raise block
+        return failed
+
+    def _check_loss(self, seen: Survey) -> None:
+        if any(entry.selection.on_loss == "fail" for entry in seen.lost):
+            offsets = {name: dict(own.offsets) for name, own in seen.position.items()}
+            for entry in seen.lost:
+                offsets[entry.selection.topic][entry.partition] = entry.end
+            earliest = {name: own._replace(offsets=offsets[name]) for name, own in seen.position.items()}
+            raise CursorExpired(encode(earliest), [entry.document() for entry in seen.lost])
+
+    async def _reset(self, subscription: Subscription, position: Position, topics: Iterable[str]) -> Position:
+        """Put re-created topics where `on_reset` says, or raise CursorReset with a cursor at the current end."""
+        policies = {name: {s.on_reset for s in subscription.by_topic[name]} for name in topics}
+        fresh = dict(position)
+        for name, policy in policies.items():
+            earliest = "earliest" in policy and "fail" not in policy
+            topic = self._hub.create(name)
+            fresh[name] = await self._start(subscription, topic, From("earliest" if earliest else "latest"))
+        if any("fail" in policy for policy in policies.values()):
+            raise CursorReset(encode(fresh))
+        return fresh
+
+    async def _start(self, subscription: Subscription, topic: Topic, start: From) -> TopicPosition:
+        wanted = set(subscription.wanted(topic.name, topic.partition_count))
+        known = {p: topic.tails[p].end for p in wanted if p in topic.tails}
+        if wanted and (start.kind not in ("latest", "newest") or len(known) < len(wanted)):
+            at = {"earliest": EARLIEST, "time": start.value}.get(start.kind, LATEST)
+            asked = await self._log.offsets(topic.name, at)
+            if not wanted <= asked.keys():
+                raise BrokerUnavailable
+            known = {p: asked[p] for p in wanted}
+        count = topic.partition_count if subscription.follows_partitioner(topic.name) else 0
+        return TopicPosition(topic.id_hash, known, count)
+
+    async def _newest(self, subscription: Subscription, ends: Position, count: int) -> Position:
+        """Move back from `ends` so that the `count` newest matching records over all partitions come next."""
+        places = [(name, p) for name, own in ends.items() for p in own.offsets]
+        budget = _NEWEST_BYTES // max(1, len(places))
+        found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for name, p in places:
+            found[name, p] = await self._newest_of(subscription, name, p, ends[name].offsets[p], count, budget)
+        offsets = {name: dict(own.offsets) for name, own in ends.items()}
+        for _ in range(count):
+            newest = max((place for place in places if found[place]), key=lambda place: found[place][-1], default=None)
+            if newest is None:
+                break
+            offsets[newest[0]][newest[1]] = found[newest].pop()[1]
+        return {name: own._replace(offsets=offsets[name]) for name, own in ends.items()}
+
+    async def _newest_of(
+        self, subscription: Subscription, name: str, partition: int, end: int, count: int, budget: int
+    ) -> list[tuple[int, int]]:
+        """Return (timestamp, offset) of up to `count` newest matching records of a partition, ascending in offset."""
+        tail = self._hub.create(name).tails.get(partition)
+        if tail is None:
+            return []
+        keys = {s.key for s in subscription.by_topic[name]}
+        sources = [tail.newest(None if None in keys else key, count) for key in ({None} if None in keys else keys)]
+        found = {r.offset: r.timestamp_ms or 0 for source in sources for r in source if r.offset < end}
+        step, until = max(count, 256), min(tail.start, end)
+        while len(found) < count and until > tail.log_start and budget > 0:
+            at = first = max(tail.log_start, until - step)
+            while at < until and budget > 0:
+                block = await self._log.read(name, partition, at, until)
+                budget -= sum(record.cost for record in block.records) or 1
+                for record in block.records:
+                    if at <= record.offset < until and (None in keys or record.key in keys):
+                        found[record.offset] = record.timestamp_ms or 0
+                at = max(block.end, at + 1)
+            until, step = first, step * 2
+        return [(found[offset], offset) for offset in sorted(found)[-count:]]
