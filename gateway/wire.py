@@ -321,12 +321,10 @@ def _wait(text: str | None, prefer: Sequence[str], default: float, most: float) 
     return float(min(preferred, int(most))), min(preferred, int(most))
 
 
-_PREFERENCE = re.compile(
-    r"""\s*(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)            # token
-        (?:\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^\s",;]*))?   # word
-        (?P<parameters>(?:\s*;(?:[^",]|"(?:[^"\\]|\\.)*")*)?)\s*(?:,|$)""",
-    re.VERBOSE | re.ASCII,
-)
+# An element of a comma list; quoted strings may hold commas, and one that is never closed takes the rest. Nothing is looked
+# at twice: the work is linear, whatever is sent.
+_ELEMENT = re.compile(r"""(?:[^",]|"(?:[^"\\]|\\.)*+"?+)++""", re.DOTALL)
+_PREFERRED = re.compile(r"""(?P<quote>"?)(?P<seconds>\d{1,9})(?P=quote)""", re.ASCII)
 
 
 def prefer_wait(fields: Sequence[str]) -> int | None:
@@ -334,16 +332,11 @@ def prefer_wait(fields: Sequence[str]) -> int | None:
 
     Other preferences are ignored; of one that is given twice the first counts (section 2).
     """
-    text, at = ",".join(fields), 0
-    while at < len(text):
-        found = _PREFERENCE.match(text, at)
-        if found is None:
-            at = text.find(",", at) + 1 or len(text)
-            continue
-        if found["name"].lower() == "wait":
-            value = (found["value"] or "").strip('"')
-            return int(value) if value.isascii() and value.isdigit() and len(value) <= 9 else None  # noqa: PLR2004
-        at = found.end()
+    for element in _ELEMENT.findall(",".join(fields)):
+        name, _, value = element.partition(";")[0].partition("=")
+        if name.strip(" \t").lower() == "wait":
+            found = _PREFERRED.fullmatch(value.strip(" \t"))
+            return int(found["seconds"]) if found else None
     return None
 
 
@@ -369,12 +362,14 @@ def parse_time_ms(text: str) -> int | None:
         return None
     day, clock, fraction, zone = found.groups()
     zone = "+00:00" if zone in "Zz" else zone.replace(" ", "+")
+    # Unix time has no leap seconds: 23:59:60 is the second after 23:59:59.
+    leap = clock.endswith(":60")
     try:
-        whole = datetime.fromisoformat(f"{day}T{clock}{zone}").astimezone(UTC)
+        whole = datetime.fromisoformat(f"{day}T{clock[:-2] + '59' if leap else clock}{zone}").astimezone(UTC)
     except (ValueError, OverflowError):
         return None
     nanos = int((fraction or ".0")[1:].ljust(9, "0"))
-    ms = round(whole.timestamp()) * 1_000 + -(-nanos // 1_000_000)
+    ms = (round(whole.timestamp()) + leap) * 1_000 + -(-nanos // 1_000_000)
     return ms if ms >= 0 else None
 
 
@@ -394,3 +389,29 @@ def next_link(path: str, poll: Poll) -> str:
     if poll.applied is None:
         pairs.append(("wait", f"{poll.wait:g}"))
     return f"{path}?{urlencode(pairs, safe='/')}&cursor="
+
+
+def accepts(fields: Sequence[str], media_type: str) -> bool:
+    """Tell whether the Accept fields of a request allow `media_type` (RFC 9110, section 12.5.1); none at all allow everything.
+
+    Of the ranges that fit, the most specific one decides; `q=0` refuses.
+    """
+    ranges = [part for field in fields for part in field.split(",") if part.strip()]
+    best, quality = -1, 1.0 if not ranges else 0.0
+    for part in ranges:
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        rank = {"*/*": 0, media_type.split("/", maxsplit=1)[0] + "/*": 1, media_type: 2}.get(name, -1)
+        if rank > best:
+            best, quality = rank, _quality(parameters)
+    return quality > 0
+
+
+def _quality(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0

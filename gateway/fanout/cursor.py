@@ -7,14 +7,14 @@ channel and claims. A checksum tells a damaged cursor from a valid one; it is no
 Layout, before base64url without padding (RFC 4648, section 5):
 
     version            1 byte, now 1
-    per topic          4 bytes hash of the topic's name
+    per topic          4 bytes hash of the topic's name, ascending
                        4 bytes hash of its topic id (KIP-516), 0 where the broker gives none
-                       varint 2 * number of named partitions + 1 if a partition count follows
+                       varint 4 * number of named partitions, + 2 if they are 0, 1, 2 …, + 1 if a partition count follows
                        [varint partition count, for channels that follow a partitioner]
-                       per named partition, ascending: varint gap to the one before (0 = next), varint offset
+                       per named partition, ascending: [varint gap to the one before, unless they are 0, 1, 2 …], varint offset
     checksum           4 bytes CRC-32 of all before
 
-Varints are unsigned LEB128. An offset is the next one to read.
+Varints are unsigned LEB128. An offset is the next one to read. Without the gaps, a topic of 256 partitions fits the bound.
 
 A position is bound to topics: `bind` finds the topic of each entry by the hash of its name; entries for other topics are
 dropped. What becomes of missing, new and vanished partitions is decided where the log is known, in `subscription`.
@@ -35,6 +35,7 @@ MAX_CHARACTERS = 2_048
 MAX_PARTITIONS = 256
 _VERSION = 1
 _MAX_OFFSET = 2**63 - 1
+_MAX_PARTITION = 2**31
 _VARINT_BYTES = 10
 # The width check counts each offset with at least the bytes of 2^35: a cursor must not outgrow its bound as offsets grow.
 _OFFSET_BYTES_RESERVED = 5
@@ -78,8 +79,8 @@ def id_hash(topic_id: bytes | None) -> int:
 def encode(position: Position) -> str:
     """Return the cursor of a position: at most 2,048 characters, as `check_width` promised at the first poll."""
     body = bytearray([_VERSION])
-    for topic in sorted(position):
-        _put_topic(body, name_hash(topic), position[topic])
+    for name, topic in sorted((name_hash(topic), topic) for topic in position):
+        _put_topic(body, name, position[topic])
     body += zlib.crc32(body).to_bytes(4, "big")
     return base64.urlsafe_b64encode(body).rstrip(b"=").decode("ascii")
 
@@ -92,7 +93,8 @@ def decode(text: str) -> list[Entry]:
     while at < len(body):
         entry, at = _take_topic(body, at)
         entries.append(entry)
-    if len({entry.name_hash for entry in entries}) != len(entries):
+    names = [entry.name_hash for entry in entries]
+    if names != sorted(set(names)) or sum(len(entry.position.offsets) for entry in entries) > MAX_PARTITIONS:
         raise CursorInvalid
     return entries
 
@@ -114,9 +116,10 @@ def check_width(position: Position) -> None:
     partitions = sum(len(topic.offsets) for topic in position.values())
     size = 1 + 4
     for topic in position.values():
-        size += 8 + len(_varint(2 * len(topic.offsets) + 1)) + len(_varint(topic.partition_count))
+        size += 8 + len(_varint(4 * len(topic.offsets))) + len(_varint(topic.partition_count))
+        dense = _is_dense(topic.offsets)
         for gap, offset in _gaps(topic.offsets):
-            size += len(_varint(gap)) + max(_OFFSET_BYTES_RESERVED, len(_varint(offset)))
+            size += (0 if dense else len(_varint(gap))) + max(_OFFSET_BYTES_RESERVED, len(_varint(offset)))
     if partitions > MAX_PARTITIONS or -(-size * 4 // 3) > MAX_CHARACTERS:
         raise SubscriptionTooWide(partitions=partitions, limit=MAX_PARTITIONS)
 
@@ -159,11 +162,12 @@ def _unwrap(text: str) -> bytes:
 
 def _put_topic(body: bytearray, name: int, topic: TopicPosition) -> None:
     body += name.to_bytes(4, "big") + topic.id_hash.to_bytes(4, "big")
-    body += _varint(2 * len(topic.offsets) + (topic.partition_count > 0))
+    dense = _is_dense(topic.offsets)
+    body += _varint(4 * len(topic.offsets) + 2 * dense + (topic.partition_count > 0))
     if topic.partition_count:
         body += _varint(topic.partition_count)
     for gap, offset in _gaps(topic.offsets):
-        body += _varint(gap) + _varint(offset)
+        body += _varint(offset) if dense else _varint(gap) + _varint(offset)
 
 
 def _take_topic(body: bytes, at: int) -> tuple[Entry, int]:
@@ -176,17 +180,22 @@ def _take_topic(body: bytes, at: int) -> tuple[Entry, int]:
         count, at = _take_varint(body, at)
         if not count:
             raise CursorInvalid
-    if head >> 1 > MAX_PARTITIONS:
+    if head >> 2 > MAX_PARTITIONS:
         raise CursorInvalid
     offsets: dict[int, int] = {}
-    partition = -1
-    for _ in range(head >> 1):
-        gap, at = _take_varint(body, at)
+    partition, dense, gap = -1, bool(head & 2), 0
+    for _ in range(head >> 2):
+        if not dense:
+            gap, at = _take_varint(body, at)
         partition += gap + 1
         offsets[partition], at = _take_varint(body, at)
-    if partition >= 2**31:
+    if partition >= _MAX_PARTITION or dense != _is_dense(offsets):
         raise CursorInvalid
     return Entry(name, TopicPosition(topic_id, offsets, count)), at
+
+
+def _is_dense(offsets: Mapping[int, int]) -> bool:
+    return len(offsets) > 0 and max(offsets) == len(offsets) - 1
 
 
 def _gaps(offsets: Mapping[int, int]) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,8 @@ between.
 - A wake-up carries no data. It carries a *moment*: where all tails ended just before. A parked waiter is at the tail by
   definition, since everything that matched it since would have woken it, so the moment is its position, however long it slept
   and whatever its own last position was: a sleeping waiter does not fall behind. What a waiter knows better than the tails
-  (it is ahead of this instance, or names a partition that nobody could open yet) it keeps in `apart`.
+  (it is ahead of this instance, or names a partition that nobody could open yet) it keeps in `apart`. Only one that is parked
+  *behind* a tail, since its history could not be fetched, is given an empty moment: it stays where it was.
 - Waiters are indexed by topic and by (topic, key), so that an append costs what it wakes. Deadlines are a wheel of coarse
   ticks: one dictionary operation per poll instead of one timer.
 - All tails share one memory budget. Over it, the largest tail gives up its oldest records: topics that few read stay whole
@@ -52,7 +53,7 @@ class Waiter:
     that is exactly the end of all tails.
     """
 
-    __slots__ = ("_deadline_tick", "apart", "interests", "labels", "moment", "parked", "why")
+    __slots__ = ("_behind", "_deadline_tick", "apart", "interests", "labels", "moment", "parked", "why")
 
     def __init__(self, interests: tuple[Interest, ...], labels: tuple[str, ...] = ()) -> None:
         self.interests = interests
@@ -61,17 +62,19 @@ class Waiter:
         self.moment: Mapping[str, TopicPosition] = {}
         self.parked = False
         self.why: Why = RECORDS
+        self._behind = False
         self._deadline_tick = 0
 
     def wake(self) -> None:
         """Read again: `moment` and `why` are set. Called by the shell for each waiter that `Hub.take` returned."""
 
     def may_read(self, topic: str, partition: int, last: int) -> bool:
-        """Tell whether a matching record at offset `last` is news to a waiter that is ahead of the tail."""
-        if self.apart is None:
-            return True
-        position = self.apart.get(topic)
-        return position is None or position.offsets.get(partition, 0) <= last
+        """Tell whether a matching record at offset `last` is news to a waiter.
+
+        It is not to one that is ahead of the tail, nor to one that follows a partitioner elsewhere: when a partition opens, all
+        waiters of the topic read again, so from then on a position names what its reader wants.
+        """
+        return self.apart is None or self.apart[topic].offsets.get(partition, last + 1) <= last
 
 
 class Topic:
@@ -204,12 +207,12 @@ class Hub:
         return woken
 
     def close(self, name: str, partition: int) -> None:
-        """Drop one partition's tail: it can no longer be followed. Waiters stay and keep their place in it."""
+        """Drop one partition's tail: it can no longer be followed. The topic's waiters read again, and keep their place."""
         topic = self.topics.get(name)
         if topic is not None and partition in topic.tails:
-            for waiter in topic.waiters():
-                waiter.apart = waiter.apart or self._ends_of(waiter)
+            moment = self._moment(topic, topic.position)
             self._drop(topic, (partition,))
+            self._wake_topic(topic, moment, CHANGED)
 
     def forget(self, name: str) -> None:
         """Drop a topic that nobody polls any more. Waiters that are there all the same read again."""
@@ -225,10 +228,11 @@ class Hub:
     def park(self, waiter: Waiter, position: Position, *, at_tail: bool, deadline: float) -> None:
         """Register a reader that found nothing at `position`, without an await since it looked.
 
-        `at_tail`: the position is exactly the end of all tails that the subscription reads. `deadline` is monotonic, reached
-        at the next tick (0.1 s).
+        `position` covers all topics of the waiter's interests. `at_tail`: it is exactly the end of all tails that the
+        subscription reads. `deadline` is monotonic, reached at the next tick (0.1 s).
         """
         waiter.apart = None if at_tail else position
+        waiter._behind = not at_tail and self._is_behind(position)  # noqa: SLF001  # the hub owns the slot
         waiter.parked = True
         for interest in waiter.interests:
             topic = self.create(interest.topic)
@@ -261,7 +265,7 @@ class Hub:
 
     def end(self, waiters: Sequence[Waiter], why: Why) -> int:
         """Wake parked waiters for a reason other than records; return how many were parked."""
-        parked = [waiter for waiter in waiters if waiter.parked]
+        parked = [waiter for waiter in dict.fromkeys(waiters) if waiter.parked]
         if parked:
             self._wake(parked, self._moment(), why)
         return len(parked)
@@ -302,7 +306,7 @@ class Hub:
         idle = not self._woken
         for waiter in waiters:
             self._unlink(waiter)
-            waiter.moment = moment
+            waiter.moment = {} if waiter._behind else moment  # noqa: SLF001
             waiter.why = why
         self._woken.extend(waiters)
         if idle:
@@ -327,8 +331,12 @@ class Hub:
         for label in waiter.labels:
             self.parked_by[label] -= 1
 
-    def _ends_of(self, waiter: Waiter) -> Position:
-        return {name: self.topics[name].position for name in {interest.topic for interest in waiter.interests}}
+    def _is_behind(self, position: Position) -> bool:
+        for name, own in position.items():
+            ends = self.topics[name].position.offsets if name in self.topics else own.offsets
+            if any(offset < ends.get(partition, offset) for partition, offset in own.offsets.items()):
+                return True
+        return False
 
     def _drop(self, topic: Topic, partitions: Sequence[int]) -> None:
         for partition in partitions:
@@ -346,7 +354,7 @@ class Hub:
 
 
 def advance(position: Position, moment: Mapping[str, TopicPosition]) -> dict[str, TopicPosition]:
-    """Move a parked position on to a moment: nothing that matched lies between (see `Hub`).
+    """Move a parked position on to the moment of its waiter: nothing that matched lies between (see `Hub`).
 
     Partitions that the tails do not know, or in which the position is ahead of them, keep their offset; a topic that was
     re-created since keeps the old position whole, for the reader to find out.

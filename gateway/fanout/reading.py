@@ -6,8 +6,8 @@ chooses and orders.
 
 A cursor holds one offset per partition, so what is delivered of a partition must be a prefix of what matches in it: each
 partition is a queue, and only its head can be taken. Within that, the order of an answer is priority, timestamp, topic,
-partition, offset, and every channel that has something gets a place, as long as the records before it in its partition fit
-the limit too.
+partition, offset, and every channel that has something gets a place, as long as it and the records before it in its
+partition fit the limit; of the bound on bytes, only the records before it have to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.fanout.cursor import Position, TopicPosition
+from gateway.fanout.cursor import Position, TopicPosition, check_width
 from gateway.fanout.hub import Topic
 from gateway.fanout.tail import Tail
 from gateway.records import Block, Record
@@ -100,16 +100,17 @@ class Survey:
     """What a position finds: `queues` to read from, and what is to be done first.
 
     `resets`: topics that are not the ones of the position. `ahead`: places beyond the tail's end, not yet confirmed by their
-    leader. `cold`: (offset, until) of places whose next records are in the archive. `behind`: some places were left out.
+    leader. `cold`: (offset, until) of places whose next records are in the archive. `grown`: partitions were found that the
+    position does not name yet.
     """
 
     queues: list[Queue] = field(default_factory=list)
     position: dict[str, TopicPosition] = field(default_factory=dict)
+    grown: bool = False
     lost: list[Lost] = field(default_factory=list)
     resets: list[str] = field(default_factory=list)
     ahead: list[Place] = field(default_factory=list)
     cold: dict[Place, tuple[int, int]] = field(default_factory=dict)
-    behind: bool = False
     at_tail: bool = True
     scanned: int = 0
 
@@ -122,7 +123,7 @@ def survey(
     confirmed: Collection[Place] = (),
     skip: Collection[Place] = (),
 ) -> Survey:
-    """Find out where the next records of `position` are. `skip` names cold places to leave alone, with their offsets kept."""
+    """Find out where the next records of `position` are. `skip` names cold places to leave alone: nothing is taken of them."""
     seen = Survey()
     for name in subscription.topics:
         own, topic = position[name], topics.get(name)
@@ -137,7 +138,10 @@ def survey(
 
 
 def collect(subscription: Subscription, seen: Survey) -> Reading:
-    """Choose messages from a survey, order them, and move the position past what they and the filters took."""
+    """Choose messages from a survey, order them, and move the position past what they and the filters took.
+
+    Raises SubscriptionTooWide where partitions were added to a topic until no cursor can hold them all.
+    """
     queues = [queue for queue in seen.queues if queue.items]
     chosen = [len(queue.items) for queue in queues] if _fits(subscription, queues) else _choose(subscription, queues)
     messages = list(_in_order(queues, chosen))
@@ -145,7 +149,9 @@ def collect(subscription: Subscription, seen: Survey) -> Reading:
     for queue in seen.queues:
         offsets[queue.topic][queue.partition] = queue.next
     position = {name: own._replace(offsets=offsets[name]) for name, own in seen.position.items()}
-    up_to_date = not seen.behind and all(queue.at_end and queue.next == queue.end for queue in seen.queues)
+    if seen.grown:
+        check_width(position)
+    up_to_date = all(queue.at_end and queue.next == queue.end for queue in seen.queues)
     return Reading(messages, position, seen.lost, up_to_date, up_to_date and seen.at_tail, seen.scanned)
 
 
@@ -173,36 +179,46 @@ def _survey_topic(
         if tail is None:
             seen.at_tail = seen.at_tail and partition not in own.offsets
             continue
-        offset = own.offsets.get(partition, min(tail.log_start, tail.start))
-        if offset > tail.end:
+        offset = own.offsets.get(partition)
+        if offset is not None and offset > tail.end:
             seen.at_tail = False
             if place not in known.confirmed:
                 seen.ahead.append(place)
-        else:
-            _survey_partition(topic.name, partition, tail, offset, match, known, seen)
+            continue
+        losing = subscription.losing(topic.name, partition, count) if offset is not None else ()
+        seen.grown = seen.grown or offset is None
+        _survey_partition(place, tail, offset, losing, match, known, seen)
 
 
-def _survey_partition(topic: str, partition: int, tail: Tail, offset: int, match: _Match, known: _Known, seen: Survey) -> None:
-    block = known.blocks.get((topic, partition))
-    start = offset
-    if offset < tail.start:
-        log_start = max(tail.log_start, block.log_start if block else 0)
-        start = max(offset, min(log_start, tail.start))
-    if start > offset:
-        seen.lost += [Lost(selection, partition, offset, start) for selection in match.selections]
+def _survey_partition(
+    place: Place,
+    tail: Tail,
+    offset: int | None,
+    losing: Iterable[Selection],
+    match: _Match,
+    known: _Known,
+    seen: Survey,
+) -> None:
+    """Survey one partition from `offset`, or (None, for one that the position does not name) from its log start."""
+    topic, partition = place
+    block = known.blocks.get(place)
+    log_start = min(max(tail.log_start, block.log_start if block else 0), tail.start)
+    start = log_start if offset is None else offset if offset >= tail.start else max(offset, log_start)
+    if offset is not None and start > offset:
+        seen.lost += [Lost(selection, partition, offset, start) for selection in losing]
     items: list[tuple[Record, Sequence[Selection]]] = []
     end = start
     if start < tail.start:
-        if (topic, partition) in known.skip:
-            seen.behind, seen.at_tail = True, False
+        if place in known.skip:
+            seen.queues.append(Queue(topic, partition, start, at_end=False, items=[]))
             return
         if block is None or block.start > start:
-            seen.cold[topic, partition] = (start, tail.start)
+            seen.cold[place] = (start, tail.start)
             return
-        items, seen_bytes = match.block(block, start)
+        items, seen_bytes = match.block(block, start, tail.start)
         seen.scanned += seen_bytes
-        # A block that ends where it was asked for has nothing below the tail: holes reach up to it.
-        end = block.end if block.end > start else tail.start
+        # What a block holds of the tail's range is the tail's to give; retention may have passed all of the block meanwhile.
+        end = max(start, min(block.end, tail.start))
     if end >= tail.start and len(items) < match.most:
         items += match.tail(tail, end)
         end = tail.end
@@ -236,18 +252,19 @@ class _Match:
             records.sort(key=lambda record: record.offset)
         return [(record, self._of(record)) for record in records[: self.most]]
 
-    def block(self, block: Block, offset: int) -> tuple[list[tuple[Record, Sequence[Selection]]], int]:
-        """Return what matches in a block from `offset` on, and the bytes scanned for it."""
+    def block(self, block: Block, offset: int, until: int) -> tuple[list[tuple[Record, Sequence[Selection]]], int]:
+        """Return what matches in a block from `offset` on and below `until`, and the bytes scanned for it."""
         records = block.records
         first = bisect_left(records, offset, key=lambda record: record.offset)
+        last = bisect_left(records, until, lo=first, key=lambda record: record.offset)
         if self._whole:
-            found = [(record, self._of(record)) for record in records[first : first + self.most]]
+            found = [(record, self._of(record)) for record in records[first : min(last, first + self.most)]]
             return found, sum(len(record.value or b"") for record, _ in found)
         items: list[tuple[Record, Sequence[Selection]]] = []
         scanned = 0
-        for record in records[first:]:
+        for record in records[first:last]:
             scanned += len(record.value or b"") + len(record.key or b"")
-            if (selections := self._of(record)) and len(items) < self.most:
+            if selections := self._of(record):
                 items.append((record, selections))
                 if len(items) == self.most:
                     break
@@ -293,9 +310,12 @@ def _places(subscription: Subscription, queues: list[Queue]) -> list[int]:
         depth, n = min((d for d in depths if d[0]), default=(0, 0))
         if depth <= chosen[n]:
             continue
-        more = sum(len(s) for _, s in queues[n].items[chosen[n] : depth])
-        used = sum(len(s) for q, count in zip(queues, chosen, strict=True) for _, s in q.items[:count])
-        if used + more <= subscription.limit:
+        taken = [item for queue, count in zip(queues, chosen, strict=True) for item in queue.items[:count]]
+        before = queues[n].items[chosen[n] : depth - 1]
+        messages = sum(len(selections) for _, selections in (*taken, *before, queues[n].items[depth - 1]))
+        size = sum(_size(record) * len(selections) for record, selections in (*taken, *before))
+        # The place itself is not weighed, or a channel of large records would never have one beside another such.
+        if messages <= subscription.limit and (not before or size <= subscription.max_bytes):
             chosen[n] = depth
     return chosen
 

@@ -16,25 +16,25 @@ from gateway.fanout.subscription import Subscription
 class Answer:
     """One answer, ready to be written: `body` is JSON, empty for 204.
 
-    `delivered` counts messages by channel pattern, `lost` the offsets that retention took; `newest_ms` is the latest record
-    timestamp in it (None without messages), for the latency histogram.
+    `delivered` counts messages and `lost` the offsets that retention took, both by channel pattern; `timestamps_ms` are
+    those of the messages that have one.
     """
 
     cursor: str
     body: bytes
     delivered: Counter[str]
-    lost: int
+    lost: Counter[str]
     timestamps_ms: tuple[int, ...]
 
     @property
     def cost(self) -> int:
         """Bytes charged to the memory bound of the shared answers."""
-        return len(self.body) + len(self.cursor) + 500
+        return len(self.body) + len(self.cursor) + 8 * len(self.timestamps_ms) + 500
 
 
 def empty(cursor: str) -> Answer:
     """Return the answer of a poll that got nothing (204)."""
-    return Answer(cursor, b"", Counter(), 0, ())
+    return Answer(cursor, b"", Counter(), Counter(), ())
 
 
 def build(subscription: Subscription, reading: Reading) -> Answer:
@@ -47,11 +47,14 @@ def build(subscription: Subscription, reading: Reading) -> Answer:
         for m in reading.messages
     ]
     body = wire.answer(cursor, messages, [entry.document() for entry in reading.lost], up_to_date=reading.up_to_date)
+    lost: Counter[str] = Counter()
+    for entry in reading.lost:
+        lost[entry.selection.pattern] += entry.end - entry.start
     return Answer(
         cursor,
         body,
         Counter(m.selection.pattern for m in reading.messages),
-        sum(entry.end - entry.start for entry in reading.lost),
+        lost,
         tuple(m.record.timestamp_ms for m in reading.messages if m.record.timestamp_ms is not None),
     )
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from gateway.errors import BrokerUnavailable, CursorExpired, CursorReset
 from gateway.fanout.cursor import Position, TopicPosition, bind, check_width, decode, encode, partition_for
@@ -20,6 +20,8 @@ from gateway.fanout.hub import Hub, Interest, Topic
 from gateway.fanout.reading import Place, Reading, Survey, collect, survey
 from gateway.records import Block
 from gateway.wire import From
+
+T = TypeVar("T")
 
 EARLIEST = -2
 LATEST = -1
@@ -101,6 +103,15 @@ class Subscription:
             return range(partition_count)
         return {partition_for(s.key or b"", partition_count) for s in self.by_topic[topic]} if partition_count else ()
 
+    def losing(self, topic: str, partition: int, partition_count: int) -> Sequence[Selection]:
+        """Return the selections that may have lost records of a partition; `partition_count` is 0 if none is followed."""
+        selections = self.by_topic[topic]
+        if not partition_count:
+            return selections
+        own = [s for s in selections if partition_for(s.key or b"", partition_count) == partition]
+        # A key's partition of before the count changed: whose it was is not known any more.
+        return own or selections
+
     def position_at(self, moment: Mapping[str, TopicPosition]) -> Position:
         """Return the position of a reader that was at the end of all tails (see `Hub`)."""
         return {topic: moment[topic] for topic in self.topics}
@@ -157,12 +168,11 @@ class Reader:
         Raises CursorInvalid, CursorMismatch, SubscriptionTooWide, and BrokerUnavailable where a start cannot be found.
         """
         bound = bind(decode(cursor), subscription.topics) if cursor is not None else {}
-        now = self._clock()
-        topics = {name: await self._log.follow(name, now) for name in subscription.topics}
+        topics = await self._follow(subscription.topics)
         missing = [name for name in subscription.topics if name not in bound]
         if not missing:
             return bound
-        started = await asyncio.gather(*(self._start(subscription, topics[name], start) for name in missing))
+        started = await _together(self._start(subscription, topics[name], start) for name in missing)
         position = {**bound, **dict(zip(missing, started, strict=True))}
         if start.kind == "newest":
             position |= await self._newest(subscription, {name: position[name] for name in missing}, start.value)
@@ -204,10 +214,12 @@ class Reader:
             seen = survey(subscription, self._hub.topics, position, blocks, confirmed, skip)
             if seen.resets:
                 position = await self._reset(subscription, position, seen.resets)
+                blocks.clear()  # they may be of the log that is no more
             elif seen.ahead:
                 cut = [place[0] for place in seen.ahead if not await self._confirm(*place, position, confirmed)]
                 if cut:
                     position = await self._reset(subscription, position, cut)
+                    blocks.clear()
             elif seen.cold:
                 failed |= await self._load(seen.cold, blocks, skip)
             else:
@@ -233,8 +245,8 @@ class Reader:
         loaded = await asyncio.gather(*(self._log.read(*place, *cold[place]) for place in chosen), return_exceptions=True)
         failed = False
         for place, block in zip(chosen, loaded, strict=True):
-            if isinstance(block, Block) and place not in blocks:
-                blocks[place] = block
+            if isinstance(block, Block) and place not in blocks and (found := _reaching(block, *cold[place])) is not None:
+                blocks[place] = found
             elif isinstance(block, (Block, BrokerUnavailable)):
                 # A second block for one place means that the log moved under the look: the next one will see it as it is.
                 skip.add(place)
@@ -275,6 +287,13 @@ class Reader:
         count = topic.partition_count if subscription.follows_partitioner(topic.name) else 0
         return TopicPosition(topic.id_hash, known, count)
 
+    async def _follow(self, names: Sequence[str]) -> dict[str, Topic]:
+        now = self._clock()
+        # New topics are waited for side by side; those that are live already must not cost a task.
+        new = [name for name in names if (known := self._hub.topic(name)) is None or not known.tails]
+        found = dict(zip(new, await _together(self._log.follow(name, now) for name in new), strict=True))
+        return {name: found[name] if name in found else await self._log.follow(name, now) for name in names}
+
     async def _newest(self, subscription: Subscription, ends: Position, count: int) -> Position:
         """Move back from `ends` so that the `count` newest matching records over all partitions come next."""
         places = [(name, p) for name, own in ends.items() for p in own.offsets]
@@ -298,17 +317,40 @@ class Reader:
         if tail is None:
             return []
         keys = {s.key for s in subscription.by_topic[name]}
-        sources = [tail.newest(None if None in keys else key, count) for key in ({None} if None in keys else keys)]
-        found = {r.offset: r.timestamp_ms or 0 for source in sources for r in source if r.offset < end}
-        step, until = max(count, 256), min(tail.start, end)
+        sources = [tail.newest(None if None in keys else key, count, end) for key in ({None} if None in keys else keys)]
+        found = {r.offset: r.timestamp_ms or 0 for source in sources for r in source}
+        step, until, seen = count, min(tail.start, end), set[int]()
         while len(found) < count and until > tail.log_start and budget > 0:
-            at = first = max(tail.log_start, until - step)
+            first = at = max(tail.log_start, until - step)
+            older: dict[int, int] = {}
             while at < until and budget > 0:
                 block = await self._log.read(name, partition, at, until)
-                budget -= sum(record.cost for record in block.records) or 1
+                if block.start not in seen:
+                    seen.add(block.start)
+                    budget -= sum(record.cost for record in block.records) or 1
                 for record in block.records:
                     if at <= record.offset < until and (None in keys or record.key in keys):
-                        found[record.offset] = record.timestamp_ms or 0
-                at = max(block.end, at + 1)
+                        older[record.offset] = record.timestamp_ms or 0
+                at = block.end if block.end > at else until
+            if at < until:
+                break  # what is newer than these was not looked at
+            found |= older
             until, step = first, step * 2
         return [(found[offset], offset) for offset in sorted(found)[-count:]]
+
+
+def _reaching(block: Block, offset: int, until: int) -> Block | None:
+    """Return what was read at `offset`, a hole up to `until` as such; None if its leader's log ends before `until`."""
+    if block.end > offset:
+        return block
+    return replace(block, end=until) if block.stable_end >= until else None
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all at once; the first failure ends the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -18,6 +18,8 @@ from gateway.records import Record
 
 _OFFSET = attrgetter("offset")
 _SHRINK_AT = 64
+# Stands where a record was, so that an evicted one is free at once and not only when its list shrinks.
+_EVICTED = Record(-1, None, None, None)
 
 
 @final
@@ -40,6 +42,7 @@ class Run:
     def evict(self) -> Record:
         """Remove and return the oldest record; IndexError where there is none."""
         record = self._records[self._head]
+        self._records[self._head] = _EVICTED
         self._head += 1
         if self._head >= _SHRINK_AT and self._head * 2 >= len(self._records):
             del self._records[: self._head]
@@ -51,9 +54,10 @@ class Run:
         first = bisect_left(self._records, offset, lo=self._head, key=_OFFSET)
         return self._records[first : first + limit]
 
-    def newest(self, limit: int) -> Sequence[Record]:
-        """Return the `limit` newest records, oldest first."""
-        return self._records[max(self._head, len(self._records) - limit) :]
+    def newest(self, limit: int, below: int) -> Sequence[Record]:
+        """Return the `limit` newest records below offset `below`, oldest first."""
+        end = bisect_left(self._records, below, lo=self._head, key=_OFFSET)
+        return self._records[max(self._head, end - limit) : end]
 
 
 @final
@@ -116,10 +120,10 @@ class Tail:
         run = self._run if key is None else self._index().get(key)
         return run.since(offset, limit) if run is not None else ()
 
-    def newest(self, key: bytes | None, limit: int) -> Sequence[Record]:
-        """Return the `limit` newest records of `key` or (None) of all keys; oldest first."""
+    def newest(self, key: bytes | None, limit: int, below: int) -> Sequence[Record]:
+        """Return the `limit` newest records below offset `below`, of `key` or (None) of all keys; oldest first."""
         run = self._run if key is None else self._index().get(key)
-        return run.newest(limit) if run is not None else ()
+        return run.newest(limit, below) if run is not None else ()
 
     def _index(self) -> dict[bytes, Run]:
         if self._by_key is None:

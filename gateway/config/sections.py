@@ -1,0 +1,472 @@
+"""The sections of the configuration, as pydantic models.
+
+The text under each field is its documentation: it is in the JSON schema, and the annotated example file is compared with
+it. Cross-checks between sections are in `checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from gateway.auth.jwks import Inline, KeyFile, KeyUrl, Source
+from gateway.auth.policy import AUTHENTICATED, NOBODY, Rule, parse_rule
+from gateway.auth.templates import parse_template
+from gateway.auth.tokens import Issuer as TrustedIssuer
+from gateway.channels import Channel, Channels, parse_pattern
+from gateway.config.values import (
+    Addresses,
+    Count,
+    File,
+    HeaderName,
+    Host,
+    Networks,
+    Number,
+    Origins,
+    Port,
+    Prefix,
+    Seconds,
+    Size,
+    Strings,
+    Text,
+    Topic,
+    Url,
+)
+from gateway.kafka.connect import KafkaSettings
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are mistakes, values never change, and inputs stay out of messages."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+
+class Tls(Section):
+    """A certificate to serve HTTPS with; better done by a terminator in front."""
+
+    certfile: File
+    """PEM file with the certificate and its chain."""
+    keyfile: File
+    """PEM file with the private key."""
+
+
+class Admin(Section):
+    """The listener for operators: metrics and readiness."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen on; keep it away from clients."""
+    port: Port = 8081
+    """TCP port; 0 takes a free one."""
+
+
+class Server(Section):
+    """The HTTP listeners."""
+
+    host: Host = "0.0.0.0"  # noqa: S104  # a server in a container is of no use on loopback
+    """Address to listen on."""
+    port: Port = 8080
+    """TCP port; 0 takes a free one."""
+    prefix: Prefix = "/v1"
+    """What the gateway's own paths begin with."""
+    admin: Admin = Admin()
+    """The listener for operators: /metrics, /readyz, /livez."""
+    single_listener: bool = False
+    """Serve the paths of the admin listener on the public one instead: for development."""
+    trusted_proxies: Networks = ()
+    """Networks, addresses or `unix` (peers on Unix sockets) whose X-Forwarded-For is believed, read from the right."""
+    proxy_protocol: bool = False
+    """Expect PROXY protocol v2 at the start of each connection from a trusted proxy."""
+    tls: Tls | None = None
+    """Serve HTTPS; null: plain HTTP, behind a terminator."""
+    max_head_bytes: Annotated[Size, Field(ge=1024, le=1 << 20)] = 16 << 10
+    """Longest header field; more is 431."""
+    max_target_bytes: Annotated[Size, Field(ge=1024, le=1 << 20)] = 8 << 10
+    """Longest request target; more is 414."""
+    max_body_bytes: Annotated[Size, Field(ge=1024, le=1 << 30)] = 1 << 20
+    """Largest request body; more is 413."""
+    backlog: Annotated[Count, Field(ge=1, le=65535)] = 4096
+    """Connections that the system may hold before they are accepted."""
+    keepalive: Seconds = 75.0
+    """Seconds that an idle connection stays open; longer than those of the load balancer in front."""
+    head_timeout: Annotated[Seconds, Field(ge=1)] = 10.0
+    """Seconds within which a request head has to be complete."""
+
+
+class Security(Section):
+    """How to speak to Kafka."""
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Encryption and authentication, under the names that Kafka gives them."""
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """SASL mechanism; needed with the SASL protocols."""
+    username: Text | None = None
+    """SASL user name."""
+    password: SecretStr | None = None
+    """SASL password."""
+    cafile: File | None = None
+    """PEM file with the authorities to believe; null: those of the system."""
+    certfile: File | None = None
+    """PEM file with the gateway's own certificate, where Kafka asks for one."""
+    keyfile: File | None = None
+    """PEM file with the key of the certificate."""
+    keypassword: SecretStr | None = None
+    """Password of the key file."""
+    check_hostname: bool = True
+    """Compare the brokers' certificates with their names."""
+
+
+class Kafka(Section):
+    """The cluster, and the memory for what is read from it."""
+
+    bootstrap_servers: Addresses
+    """Brokers to begin with, as a list or as `a:9092,b:9092`."""
+    client_id: Text = "longpoll-gateway"
+    """Name that the brokers see in their logs and quotas."""
+    security: Security = Security()
+    """Encryption and authentication."""
+    request_timeout: Annotated[Seconds, Field(ge=1, le=300)] = 10.0
+    """Seconds after which a broker that does not answer counts as gone."""
+    metadata_max_age: Annotated[Seconds, Field(ge=1, le=3600)] = 10.0
+    """Seconds between two looks for new partitions and leaders."""
+    tails_bytes: Annotated[Size, Field(ge=1 << 20)] = 256 << 20
+    """Memory for the newest records of all partitions together."""
+    tail_bytes: Annotated[Size, Field(ge=64 << 10)] = 32 << 20
+    """Memory for the newest records of one partition, at most."""
+    cold_cache_bytes: Annotated[Size, Field(ge=1 << 20)] = 64 << 20
+    """Memory for older records that clients catch up on."""
+    live_after: Annotated[Seconds, Field(ge=1)] = 300.0
+    """Seconds after its last poll that a topic is still followed."""
+    fetch_max_wait: Annotated[Seconds, Field(ge=0.01, le=30)] = 0.5
+    """Seconds that a broker may hold a fetch; new records end it at once."""
+    fetch_max_bytes: Annotated[Size, Field(ge=64 << 10, le=1 << 30)] = 8 << 20
+    """Bytes of one fetch of all live partitions of a broker, about."""
+
+    @property
+    def settings(self) -> KafkaSettings:
+        """How to reach the cluster, as the connections take it."""
+        given = self.security
+        return KafkaSettings(
+            bootstrap_servers=self.bootstrap_servers,
+            security_protocol=given.protocol,
+            sasl_mechanism=given.mechanism or "PLAIN",
+            sasl_username=given.username,
+            sasl_password=_revealed(given.password),
+            ssl_cafile=_text(given.cafile),
+            ssl_certfile=_text(given.certfile),
+            ssl_keyfile=_text(given.keyfile),
+            ssl_password=_revealed(given.keypassword),
+            ssl_check_hostname=given.check_hostname,
+            client_id=self.client_id,
+            request_timeout=self.request_timeout,
+            metadata_max_age=self.metadata_max_age,
+        )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+Algorithm = Literal["HS256", "RS256", "PS256", "ES256", "EdDSA"]
+
+
+class Key(Section):
+    """One key of an issuer: exactly one of secret, pem and file."""
+
+    id: Text | None = None
+    """The `kid` that tokens name it by; null: it has no name."""
+    algorithm: Algorithm
+    """The only algorithm that the key is good for."""
+    secret: SecretStr | None = None
+    """Shared secret of HS256, as text; at least 32 bytes."""
+    pem: SecretStr | None = None
+    """Public key in PEM."""
+    file: File | None = None
+    """File with the public key in PEM, or with the secret of HS256; read again when it changes."""
+
+    @property
+    def source(self) -> Inline | KeyFile:
+        """Where the key comes from."""
+        kind: Literal["secret", "pem"] = "secret" if self.algorithm == "HS256" else "pem"
+        if self.file is not None:
+            return KeyFile(self.file, kind, self.algorithm, self.id)
+        given = self.secret or self.pem or SecretStr("")
+        return Inline(kind, given.get_secret_value().encode(), self.algorithm, self.id)
+
+
+class Issuer(Section):
+    """Who signs tokens, and with which keys: at least one of keys, jwks_file and jwks_url."""
+
+    issuer: Text
+    """The `iss` claim, compared exactly."""
+    audience: Strings = ()
+    """Accepted `aud` claims, one of which has to be in a token; empty: only tokens without any."""
+    algorithms: tuple[Algorithm, ...] = ()
+    """Algorithms to accept; empty: those of the keys and, with a key set, all but the symmetric one."""
+    keys: tuple[Key, ...] = ()
+    """Keys given here or in files."""
+    jwks_file: File | None = None
+    """File with a JSON Web Key Set; read again when it changes."""
+    jwks_url: Url | None = None
+    """Where the issuer publishes its JSON Web Key Set."""
+    jwks_refresh: Annotated[Seconds, Field(ge=10, le=3600)] = 600.0
+    """Seconds between two reads from jwks_url, at most; a token with an unknown key brings one forward."""
+
+    @property
+    def accepted(self) -> frozenset[Algorithm]:
+        """The algorithms to accept, with the default worked out."""
+        if self.algorithms:
+            return frozenset(self.algorithms)
+        own: set[Algorithm] = {key.algorithm for key in self.keys}
+        if self.jwks_file is not None or self.jwks_url is not None:
+            own |= {"RS256", "PS256", "ES256", "EdDSA"}
+        return frozenset(own)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the issuer's keys come from."""
+        sources: list[Source] = [key.source for key in self.keys]
+        if self.jwks_file is not None:
+            sources.append(KeyFile(self.jwks_file, "jwks"))
+        if self.jwks_url is not None:
+            sources.append(KeyUrl(self.jwks_url, max_age=self.jwks_refresh))
+        return tuple(sources)
+
+
+class Auth(Section):
+    """Whose tokens are accepted."""
+
+    issuers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")], Issuer] = Field(default={})
+    """Issuers by a short alias, which rules, limits and logs use."""
+    leeway: Annotated[Seconds, Field(le=300)] = 30.0
+    """Seconds that clocks may differ, for `exp` and `nbf`."""
+    cache_size: Annotated[Count, Field(ge=0, le=10_000_000)] = 50_000
+    """Verified tokens to remember."""
+
+    @property
+    def trusted(self) -> Mapping[TrustedIssuer, tuple[Source, ...]]:
+        """The issuers with the sources of their keys, as the authenticator takes them."""
+        return {
+            TrustedIssuer(alias, given.issuer, given.audience, given.accepted, self.leeway): given.sources
+            for alias, given in self.issuers.items()
+        }
+
+
+class Cors(Section):
+    """Which web pages may call."""
+
+    origins: Origins = ()
+    """Origins such as https://app.example.com, or `*`; empty: none."""
+
+
+class RuleSection(Section):
+    """Who may: every condition in one rule has to hold. Texts may hold `{parameter}` and `{claims.name}`."""
+
+    scope: Text | None = None
+    """The token has this scope."""
+    claim: Text | None = None
+    """A claim to look at, with contains or equals."""
+    contains: Text | None = None
+    """The claim is a list, and this is one of its members."""
+    equals: Text | None = None
+    """The claim is exactly this text."""
+    issuers: Strings | None = None
+    """The token is of one of these issuers, by alias."""
+    authenticated: Literal[True] | None = None
+    """Any principal may."""
+    all_: tuple[RuleSection, ...] | None = Field(default=None, alias="all")
+    """Every one of these rules holds."""
+    any_: tuple[RuleSection, ...] | None = Field(default=None, alias="any")
+    """At least one of these rules holds."""
+
+    @property
+    def written(self) -> dict[str, object]:
+        """The rule as it was given, which is how `policy` parses it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class ChannelSection(Section):
+    """One channel: the key in the mapping is its pattern, such as `chat/{room}`."""
+
+    topic: Topic
+    """Kafka topic to read."""
+    key: Text | None = None
+    """Only records with exactly this key: text with `{parameter}` and `{claims.name}`; null: all records."""
+    allow: RuleSection | None = None
+    """Who may read; null: every principal."""
+    publish: RuleSection | None = None
+    """Who may publish through the gateway; null: nobody."""
+    format: Literal["json", "text", "binary"] = "json"
+    """What the values are."""
+    headers: tuple[HeaderName, ...] = ()
+    """Record headers that clients may see."""
+    priority: Annotated[Count, Field(ge=0, le=1000)] = 100
+    """Place inside one answer: lower is more urgent."""
+    partitioner: Literal["murmur2"] | None = None
+    """How producers chose the partition from the key: then only that one is read. Null: unknown, all are read."""
+    on_loss: Literal["report", "fail"] = "report"
+    """When retention passed a cursor: say what is lost and go on, or answer 410."""
+    on_reset: Literal["fail", "earliest", "latest"] = "fail"
+    """When the topic was re-created: answer 409, or go on from there."""
+    cors: Cors | None = None
+    """Origins for this channel, in place of the general ones."""
+    description: Annotated[str, Field(max_length=1000)] = ""
+    """For people, in the list of channels."""
+
+    def channel(self, pattern: str, issuers: Collection[str] | None = None) -> Channel:
+        """Make the channel of this section; raises ValueError, saying what was expected.
+
+        `issuers` are the aliases that rules may name, None leaves that open.
+        """
+        segments = parse_pattern(pattern)
+        parameters = [segment.text for segment in segments if segment.parameter]
+
+        def rule(section: RuleSection | None, absent: Rule) -> Rule:
+            written = None if section is None else section.written
+            return parse_rule(written, absent=absent, parameters=parameters, issuers=issuers)
+
+        return Channel(
+            pattern=pattern,
+            segments=segments,
+            topic=self.topic,
+            allow=rule(self.allow, AUTHENTICATED),
+            publish=rule(self.publish, NOBODY),
+            key=None if self.key is None else parse_template(self.key, parameters=parameters),
+            format=self.format,
+            headers=self.headers,
+            priority=self.priority,
+            partitioner=self.partitioner,
+            on_loss=self.on_loss,
+            on_reset=self.on_reset,
+            origins=None if self.cors is None else self.cors.origins,
+            description=self.description,
+        )
+
+
+class Bucket(Section):
+    """A token bucket."""
+
+    rate: Annotated[Number, Field(gt=0, le=1e6)]
+    """Requests a second, in the long run."""
+    burst: Annotated[Count, Field(ge=1, le=10_000_000)]
+    """Requests at once, after a while without any."""
+
+    @property
+    def window(self) -> float:
+        """Seconds in which an empty bucket becomes full: with `burst` as quota, the same bucket in other words."""
+        return self.burst / self.rate
+
+
+class RefusedTokens(Section):
+    """The memory for tokens that were refused: presented again, they cost no second verification."""
+
+    size: Annotated[Count, Field(ge=0, le=1_000_000)] = 10_000
+    """Refused tokens to remember."""
+    keep: Annotated[Seconds, Field(ge=0, le=3600)] = 60.0
+    """Seconds to remember them."""
+
+
+class Limits(Section):
+    """What one client, and all together, may ask for. A bucket that is null is switched off."""
+
+    address: Bucket | None = Bucket(rate=200, burst=1000)
+    """Requests of one client address (IPv6: /64), before tokens are looked at."""
+    polls: Bucket | None = Bucket(rate=50, burst=200)
+    """Polls of one principal."""
+    publishes: Bucket | None = Bucket(rate=50, burst=200)
+    """Publishes of one principal."""
+    concurrent_polls: Annotated[Count, Field(ge=1)] = 100
+    """Polls that one principal may hold at once."""
+    parked_polls: Annotated[Count, Field(ge=1)] = 100_000
+    """Polls that the process holds at once."""
+    refused_tokens: RefusedTokens = RefusedTokens()
+    """The memory for refused tokens."""
+
+
+class Subscribe(Section):
+    """Polls."""
+
+    default_wait: Annotated[Seconds, Field(le=55)] = 30.0
+    """Seconds to hold a poll that does not say how long."""
+    max_wait: Annotated[Seconds, Field(le=55)] = 55.0
+    """Seconds to hold a poll, at most; less than the time-outs of all proxies on the way."""
+    scan_bytes: Annotated[Size, Field(ge=64 << 10, le=1 << 30)] = 8 << 20
+    """Bytes of history that one poll looks through before it answers with its progress."""
+    scan_time: Annotated[Seconds, Field(gt=0, le=10)] = 0.05
+    """Seconds of history reading after which one poll answers with its progress."""
+
+
+class Publish(Section):
+    """Publishes."""
+
+    timeout: Annotated[Seconds, Field(ge=1, le=300)] = 10.0
+    """Seconds to wait for the brokers before a publish fails."""
+    max_batch: Annotated[Count, Field(ge=1, le=10_000)] = 1000
+    """Records of one batch."""
+    idempotency_window: Annotated[Seconds, Field(ge=1)] = 600.0
+    """Seconds that an Idempotency-Key is remembered."""
+    idempotency_size: Annotated[Count, Field(ge=1, le=10_000_000)] = 100_000
+    """Idempotency-Keys to remember."""
+
+
+class Drain(Section):
+    """The end of the process, at SIGTERM."""
+
+    delay: Annotated[Seconds, Field(le=600)] = 5.0
+    """Seconds to go on accepting while /readyz already fails, so that load balancers notice."""
+    window: Annotated[Seconds, Field(le=600)] = 10.0
+    """Seconds over which parked polls are ended, so that clients do not come back all at once."""
+
+
+class Log(Section):
+    """What is written to standard output, one JSON object a line."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level to write."""
+    access: bool = True
+    """Write one line for each request."""
+    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """Share of successful requests to write; failed ones always are."""
+
+
+class Config(Section):
+    """The whole file."""
+
+    server: Server = Server()
+    """The HTTP listeners."""
+    kafka: Kafka
+    """The cluster, and the memory for what is read from it."""
+    auth: Auth = Auth()
+    """Whose tokens are accepted."""
+    channels: dict[str, ChannelSection] = Field(default={})
+    """What clients may name, by pattern: `orders`, `chat/{room}`."""
+    limits: Limits = Limits()
+    """What one client, and all together, may ask for."""
+    subscribe: Subscribe = Subscribe()
+    """Polls."""
+    publish: Publish = Publish()
+    """Publishes."""
+    cors: Cors = Cors()
+    """Which web pages may call."""
+    drain: Drain = Drain()
+    """The end of the process."""
+    log: Log = Log()
+    """What is written to standard output."""
+
+    @property
+    def table(self) -> Channels:
+        """The channels, parsed; a configuration that was checked cannot fail here."""
+        return Channels(section.channel(pattern) for pattern, section in self.channels.items())

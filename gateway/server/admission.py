@@ -1,0 +1,98 @@
+"""Who may ask: the address's limit, then identity, then the principal's limits, the cheap refusals first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import Literal
+
+from aiohttp import hdrs, web
+
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.principal import Principal
+from gateway.errors import TokenExpired, TokenInvalid
+from gateway.limits import Decision, NegativeCache, Slots, TokenBuckets, bucket_fields
+from gateway.server.address import bucket_key
+from gateway.server.exchange import EXCHANGE
+
+# A poll that would end for its token's expiry within this time is refused instead: it could only come back refused.
+LEAST_HOLD = 1.0
+
+
+class Admission:
+    """Admits requests. A bucket that is None sets no limit."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        *,
+        addresses: TokenBuckets | None,
+        polls: TokenBuckets | None,
+        publishes: TokenBuckets | None,
+        slots: Slots,
+        refused: NegativeCache[type[TokenInvalid | TokenExpired]],
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._authenticator = authenticator
+        self._addresses = addresses
+        self._buckets = {"poll": polls, "publish": publishes}
+        self.slots = slots
+        self._refused = refused
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._secret = token_bytes(16)
+
+    async def identify(self, request: web.Request) -> Principal:
+        """Return who asks; RateLimited by address, TokenMissing, TokenInvalid, TokenExpired."""
+        exchange = request[EXCHANGE]
+        if self._addresses is not None:
+            self._addresses.check(bucket_key(exchange.address), self._clock())
+        authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
+        principal = await self._principal(authorization[0] if len(authorization) == 1 else _several(authorization))
+        exchange.principal = principal
+        return principal
+
+    async def _principal(self, authorization: str | None) -> Principal:
+        if authorization is None:
+            return await self._authenticator.authenticate(None, self._unix_clock())
+        digest = blake2b(authorization.encode("utf-8", "surrogateescape"), digest_size=16, key=self._secret).digest()
+        generation = self._authenticator.generation
+        refusal = self._refused.find(digest, self._clock(), generation)
+        if refusal is not None:
+            raise refusal()
+        try:
+            return await self._authenticator.authenticate(authorization, self._unix_clock())
+        except (TokenInvalid, TokenExpired) as error:
+            kind = TokenExpired if isinstance(error, TokenExpired) else TokenInvalid
+            self._refused.remember(digest, kind, self._clock(), generation)
+            raise
+
+    def charge(self, request: web.Request, principal: Principal, kind: Literal["poll", "publish"], cost: int = 1) -> None:
+        """Take from the principal's bucket, or raise RateLimited; the answer will tell what is left."""
+        bucket = self._buckets[kind]
+        if bucket is not None:
+            decision: Decision = bucket.take(principal.id, self._clock(), cost)
+            if not decision.allowed:
+                raise bucket.refusal(decision)
+            request[EXCHANGE].headers.update(bucket_fields(bucket, decision))
+
+    def hold_until(self, principal: Principal, wait: float) -> tuple[float, bool]:
+        """Return until when (monotonic) a poll may be held, and whether that is the token's expiry.
+
+        TokenExpired where less than a second is left.
+        """
+        now = self._clock()
+        if principal.expires_at is None:
+            return now + wait, False
+        left = principal.expires_at - self._unix_clock()
+        if left < LEAST_HOLD:
+            raise TokenExpired
+        return now + min(wait, left), left < wait
+
+
+def _several(values: list[str]) -> str | None:
+    """Two Authorization fields are no token: which one a proxy looked at cannot be known."""
+    return "," if values else None

@@ -1,0 +1,133 @@
+"""The HTTP applications of the public and the admin listener, and the sockets that they listen on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway.channels import Channels
+from gateway.server.admin import livez
+from gateway.server.admission import Admission
+from gateway.server.proxyprotocol import ProxyProtocol
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def application(middlewares: Sequence[Any], routes: Sequence[web.RouteDef], *, max_body: int = 2**20) -> web.Application:
+    """Return an application with these routes and /livez. `max_body` bounds request bodies, in bytes."""
+    app = web.Application(middlewares=list(middlewares), client_max_size=max_body)
+    app.add_routes([*routes, web.get("/livez", livez)])
+    return app
+
+
+def public_routes(prefix: str, *, subscribe: Handler, publish: Handler, channels: Handler) -> list[web.RouteDef]:
+    """Return the routes of clients. HEAD is a GET that does not wait; OPTIONS without an Origin tells the methods."""
+    return [
+        web.get(f"{prefix}/subscribe", subscribe),
+        web.post(f"{prefix}/publish", publish),
+        web.get(f"{prefix}/channels", channels),
+    ]
+
+
+class ListChannels:
+    """GET /v1/channels: what the caller may read and publish."""
+
+    def __init__(self, admission: Admission, channels: Channels) -> None:
+        self._admission = admission
+        self._channels = channels
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        """Answer with the list, by pattern."""
+        principal = await self._admission.identify(request)
+        listed = [
+            {
+                "channel": seen.channel.pattern,
+                "read": seen.read,
+                "publish": seen.publish,
+                "format": seen.channel.format,
+                "headers": seen.channel.headers,
+                "keyed": seen.channel.key is not None,
+                "priority": seen.channel.priority,
+                "description": seen.channel.description,
+            }
+            for seen in self._channels.visible(principal)
+        ]
+        body = msgspec.json.encode({"channels": listed})
+        headers = {"Content-Type": "application/json", "Cache-Control": "private, no-store"}
+        return web.Response(body=body, headers=headers)
+
+
+class Listener:
+    """One listening socket and the connections that came through it.
+
+    `front` puts the PROXY protocol before HTTP. `port` 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        *,
+        host: str,
+        port: int,
+        backlog: int = 128,
+        tls: ssl.SSLContext | None = None,
+        front: Callable[[web.Server], ProxyProtocol] | None = None,
+    ) -> None:
+        self._runner = runner
+        self._host = host
+        self._port = port
+        self._backlog = backlog
+        self._tls = tls
+        self._front = front
+        self._server: asyncio.Server | None = None
+        self._greeter: ProxyProtocol | None = None
+
+    @property
+    def port(self) -> int:
+        """The port in use."""
+        if self._server is None:
+            raise AssertionError("the listener has not started")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Listen; OSError if the address is taken."""
+        await self._runner.setup()
+        server = self._runner.server
+        if server is None:
+            raise AssertionError("setup makes the server")
+        self._greeter = self._front(server) if self._front is not None else None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._greeter or server,
+            self._host,
+            self._port,
+            backlog=self._backlog,
+            ssl=self._tls,
+            reuse_address=True,
+            family=socket.AF_UNSPEC,
+        )
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket; connections go on."""
+        if self._server is not None:
+            self._server.close()
+
+    async def stop(self) -> None:
+        """Close the connections, when the answers under way are out, and the application."""
+        self.stop_accepting()
+        if self._greeter is not None:
+            self._greeter.close()
+        await self._runner.cleanup()
+
+
+def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
+    """Return the context of an HTTPS listener; OSError or ssl.SSLError if the files cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certfile, keyfile)
+    return context

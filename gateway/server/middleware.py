@@ -1,0 +1,182 @@
+"""What every exchange passes: request id, problem documents, CORS, outcome, access log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from aiohttp import hdrs, web
+
+from gateway import errors
+from gateway.channels import Channels
+from gateway.limits import refusal_fields
+from gateway.metrics import Metrics
+from gateway.server.accesslog import REQUEST_ID, AccessLog
+from gateway.server.address import TrustedProxies, client_address, peer_address
+from gateway.server.exchange import EXCHANGE, Exchange
+from gateway.server.protocol import SERVER, InternalError, from_http, problem_response
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CLOSED_BY_CLIENT = "closed_by_client"
+
+_AUTH = (errors.TokenMissing, errors.TokenInvalid, errors.TokenExpired, errors.TokenRevoked, errors.Forbidden)
+
+ALLOWED_HEADERS = "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer"
+EXPOSED_HEADERS = "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff"
+ALLOWED_METHODS = "GET, HEAD, POST"
+PREFLIGHT_MAX_AGE = "7200"
+
+
+class Exchanges:
+    """The outermost middleware. `max_body` is the bound of request bodies, in bytes, for the error that names it."""
+
+    def __init__(self, *, trusted: TrustedProxies, metrics: Metrics, access_log: AccessLog | None, max_body: int) -> None:
+        self._trusted = trusted
+        self._metrics = metrics
+        self._access_log = access_log
+        self._max_body = max_body
+
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        """Return it as aiohttp wants it."""
+
+        @web.middleware
+        async def exchanges(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._exchange(request, handler)
+
+        return exchanges
+
+    async def _exchange(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
+        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
+        exchange = Exchange(request_id, client_address(peer, forwarded, self._trusted), time.monotonic())
+        request[EXCHANGE] = exchange
+        REQUEST_ID.set(request_id)
+        try:
+            response = await self._answer(request, handler, exchange)
+        except asyncio.CancelledError:
+            self._done(request, exchange, 499, 0, CLOSED_BY_CLIENT)
+            raise
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Server"] = SERVER
+        size = response.body_length if response.prepared else len(getattr(response, "body", None) or b"")
+        self._done(request, exchange, response.status, size, exchange.code or exchange.outcome or "ok")
+        return response
+
+    async def _answer(self, request: web.Request, handler: Handler, exchange: Exchange) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except errors.GatewayError as error:
+            return self._problem(error, exchange)
+        except web.HTTPException as error:
+            return self._problem(from_http(error, self._max_body), exchange)
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it
+            _log.exception("a handler failed")
+            return self._problem(InternalError(), exchange)
+
+    def _problem(self, error: errors.GatewayError, exchange: Exchange) -> web.Response:
+        exchange.code = error.code
+        self._count(error)
+        response = problem_response(error, exchange.request_id)
+        response.headers.update(refusal_fields(error))
+        return response
+
+    def _count(self, error: errors.GatewayError) -> None:
+        if isinstance(error, errors.RateLimited):
+            self._metrics.limit_refusals.add(error.policy, error.code)
+        elif isinstance(error, (errors.TooManyPolls, errors.Overloaded)):
+            self._metrics.limit_refusals.add("parked", error.code)
+        elif isinstance(error, _AUTH):
+            self._metrics.auth_refusals.add(error.code)
+
+    def _done(self, request: web.Request, exchange: Exchange, status: int, size: int, outcome: str) -> None:
+        route = request.match_info.route.resource
+        self._metrics.responses.add(route.canonical if route is not None else "none", str(status))
+        if exchange.transport == "poll":
+            self._metrics.answers.add("poll", outcome)
+            self._metrics.sent_bytes.add("poll", amount=size)
+        log = self._access_log
+        if log is not None and (exchange.transport != "poll" or log.sampled(status)):
+            principal = exchange.principal
+            log.write(
+                request_id=exchange.request_id,
+                client=exchange.address,
+                method=request.method,
+                target=request.raw_path,
+                status=status,
+                sent=size,
+                duration=time.monotonic() - exchange.began,
+                code=outcome,
+                transport=exchange.transport,
+                issuer=None if principal is None else principal.issuer,
+                subject=None if principal is None else principal.subject,
+            )
+
+
+class Cors:
+    """Cross-origin requests (Fetch standard). A channel's own `origins` take the place of the general ones.
+
+    A request for several channels is shared with an origin that all of them allow.
+    """
+
+    def __init__(self, origins: Sequence[str], channels: Channels) -> None:
+        self._origins = frozenset(origins)
+        self._channels = channels
+        self._any = bool(self._origins) or any(channel.origins for channel in channels)
+
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        """Return it as aiohttp wants it."""
+
+        @web.middleware
+        async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if not self._any:
+                return await handler(request)
+            allowed = self._allowed(request)
+            if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+                response: web.StreamResponse = _preflight(allowed)
+            else:
+                response = await handler(request)
+            self._mark(request, response, allowed)
+            return response
+
+        return cors
+
+    def _allowed(self, request: web.Request) -> bool:
+        origin = request.headers.get(hdrs.ORIGIN)
+        return origin is not None and all("*" in origins or origin in origins for origins in self._of(request))
+
+    def _of(self, request: web.Request) -> Iterable[frozenset[str]]:
+        names = request.query.getall("channel", [])
+        found = [match[0].origins if (match := self._channels.match(name)) else None for name in names]
+        return [self._origins if own is None else frozenset(own) for own in found] or [self._origins]
+
+    def _mark(self, request: web.Request, response: web.StreamResponse, allowed: bool) -> None:
+        public = all("*" in origins for origins in self._of(request))
+        if not public:
+            response.headers.add(hdrs.VARY, "Origin")
+        if allowed:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*" if public else request.headers[hdrs.ORIGIN]
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
+
+
+def _preflight(allowed: bool) -> web.Response:
+    if not allowed:
+        return web.Response(status=204)
+    return web.Response(
+        status=204,
+        headers={
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: ALLOWED_METHODS,
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: ALLOWED_HEADERS,
+            hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_MAX_AGE,
+        },
+    )

@@ -1,0 +1,169 @@
+"""aiohttp's connection protocol, with this gateway's errors: what the parser refuses is a problem document too.
+
+Also the time limit of a request head: aiohttp bounds the idle time of a connection, but not how slowly a head may drip in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from gateway import errors, wire
+
+_log = logging.getLogger(__name__)
+SERVER = "longpoll-gateway"
+
+
+class InternalError(errors.GatewayError):
+    """Something that should not happen did; the log has the details."""
+
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong. The log of the server knows more under this request id.")
+
+
+def problem_response(error: errors.GatewayError, request_id: str) -> web.Response:
+    """Return the problem document of an error."""
+    problem = wire.problem(error, request_id)
+    return web.Response(status=problem.status, body=problem.body, headers=problem.headers | {"Server": SERVER})
+
+
+def from_http(error: web.HTTPException, limit: int) -> errors.GatewayError:
+    """Map aiohttp's own exceptions to ours. `limit`: the bound of bodies, in bytes."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return errors.MethodNotAllowed(tuple(sorted(error.allowed_methods)))
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return errors.BodyTooLarge(limit)
+    if error.status == web.HTTPNotFound.status_code:
+        return errors.NotFound()
+    if error.status == web.HTTPExpectationFailed.status_code:
+        return errors.RequestMalformed("The only expectation that is known is 100-continue.")
+    return errors.RequestMalformed()
+
+
+def from_parser(error: BaseException | None, *, line_limit: int, field_limit: int) -> errors.GatewayError:
+    """Map what aiohttp's parser raises. Its limits differ (see `Server`), so they tell a target from a header field."""
+    if isinstance(error, LineTooLong):
+        if str(error.args[1]) == str(line_limit):
+            return errors.TargetTooLong(line_limit)
+        return errors.HeadTooLarge(field_limit)
+    if isinstance(error, BadHttpMessage) and "Too many headers" in error.message:
+        return errors.HeadTooLarge(field_limit)
+    return errors.RequestMalformed()
+
+
+class Connection(RequestHandler):
+    """One connection of a client, as long as aiohttp has it."""
+
+    __slots__ = ("_head_handle", "_head_timeout")
+
+    def __init__(self, *args: Any, head_timeout: float = 10.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout = head_timeout
+        self._head_handle: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; begin to count the time of a head that is not complete."""
+        super().data_received(data)
+        waiting = self._waiter is not None and not self._waiter.done() and not self._messages
+        if not waiting:
+            self._stop_counting()
+        elif self._head_handle is None:
+            self._head_handle = self._loop.call_later(self._head_timeout, self._head_is_late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._stop_counting()
+        super().connection_lost(exc)
+
+    def _stop_counting(self) -> None:
+        if self._head_handle is not None:
+            self._head_handle.cancel()
+            self._head_handle = None
+
+    def _head_is_late(self) -> None:
+        self._head_handle = None
+        self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  # aiohttp's signature
+    ) -> web.StreamResponse:
+        """Answer what no handler saw: a head that cannot be parsed, or an error outside the middleware."""
+        request_id = secrets.token_hex(8)
+        if status == web.HTTPBadRequest.status_code:
+            error = from_parser(exc, line_limit=self.max_line_size, field_limit=self.max_field_size)
+            _log.debug("refused a head: %s", error.code)
+        else:
+            error = InternalError()
+            _log.error("error outside the middleware, request id %s", request_id, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has already begun")
+        response = problem_response(error, request_id)
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; aiohttp's own error pages, raised outside the middleware (Expect), become problem documents."""
+        if isinstance(resp, web.HTTPException):
+            resp = problem_response(from_http(resp, 0), secrets.token_hex(8))
+        return await super().finish_response(request, resp, start_time)
+
+
+class Server(web.Server):
+    """aiohttp's server, making our connections.
+
+    `max_target_bytes` and `max_field_bytes` must differ for errors to tell which was passed; equal ones are moved apart.
+    """
+
+    def __init__(
+        self, handler: Any, *, max_target_bytes: int, max_field_bytes: int, head_timeout: float, **kwargs: Any
+    ) -> None:
+        if max_field_bytes == max_target_bytes:
+            max_field_bytes += 1
+        # handler_cancellation: without it a handler goes on waiting after its client has left.
+        super().__init__(handler, handler_cancellation=True, **kwargs)
+        self._connection_args = {
+            "max_line_size": max_target_bytes,
+            "max_field_size": max_field_bytes,
+            "head_timeout": head_timeout,
+            **self._kwargs,
+        }
+
+    def __call__(self) -> RequestHandler:
+        """Return the protocol of a new connection."""
+        return Connection(self, loop=self._loop, **self._connection_args)
+
+
+class Runner(web.AppRunner):
+    """aiohttp's application runner with our server, which gets the further arguments."""
+
+    def __init__(self, app: web.Application, *, shutdown_timeout: float, **kwargs: Any) -> None:
+        super().__init__(app, access_log=None, shutdown_timeout=shutdown_timeout)
+        self._server_args = kwargs
+
+    async def _make_server(self) -> web.Server:
+        loop = asyncio.get_running_loop()
+        self._app._set_loop(loop)  # noqa: SLF001  # what AppRunner does; there is no public way to give another Server
+        self._app.on_startup.freeze()
+        await self._app.startup()
+        self._app.freeze()
+        return Server(
+            self._app._handle,  # noqa: SLF001
+            request_factory=self._app._make_request,  # noqa: SLF001
+            loop=loop,
+            access_log=None,
+            **self._server_args,
+        )

@@ -1,0 +1,213 @@
+"""GET /v1/subscribe as a long poll.
+
+Theory of operation. A poll looks; if there is nothing, it parks without an await in between, sleeps until it is woken, and
+looks again. Woken by records, it stands where the hub's moment says. It ends with 200 when there is something to tell, and with
+204 when its time is over: the wait, the token's life, a revocation, or the end of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from aiohttp import hdrs, web
+
+from gateway import wire
+from gateway.auth.principal import Principal
+from gateway.channels import Channels
+from gateway.errors import BrokerUnavailable, NotAcceptable, ParameterInvalid
+from gateway.fanout.cursor import Position, encode
+from gateway.fanout.hub import CHANGED, RECORDS, TIMEOUT, Hub, advance
+from gateway.fanout.reading import Reading
+from gateway.fanout.responses import Answer, Responses, build, empty
+from gateway.fanout.subscription import Reader, Subscription
+from gateway.metrics import Metrics
+from gateway.server.admission import Admission
+from gateway.server.exchange import EXCHANGE
+from gateway.server.parking import DRAINED, EXPIRED, REVOKED, Parking, Poll
+
+# History that could not be fetched is looked for again this often while a poll is held, in seconds.
+RETRY_PAUSE = 1.0
+JSON = "application/json"
+
+
+class Subscribe:
+    """The handler of long polls. `default_wait` and `max_wait` in seconds."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        channels: Channels,
+        reader: Reader,
+        hub: Hub,
+        parking: Parking,
+        responses: Responses,
+        metrics: Metrics,
+        default_wait: float,
+        max_wait: float,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._admission = admission
+        self._channels = channels
+        self._reader = reader
+        self._hub = hub
+        self._parking = parking
+        self._responses = responses
+        self._metrics = metrics
+        self._default_wait = default_wait
+        self._max_wait = max_wait
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._latency = metrics.record_latency.bind("poll")
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        """Answer one poll."""
+        request[EXCHANGE].transport = "poll"
+        principal = await self._admission.identify(request)
+        self._admission.charge(request, principal, "poll")
+        if not wire.accepts(request.headers.getall(hdrs.ACCEPT, []), JSON):
+            raise NotAcceptable(JSON)
+        poll = self._parse(request)
+        until, expires = self._admission.hold_until(principal, poll.wait)
+        subscription = self._subscription(poll, principal)
+        answer, why = await self._answer(subscription, poll, principal, until)
+        if answer.body:
+            self._count(answer)
+            request[EXCHANGE].outcome = "messages" if answer.delivered else "lost" if answer.lost else "progress"
+            return self._respond(request, poll, 200, answer)
+        request[EXCHANGE].outcome = EXPIRED if why == TIMEOUT and expires else "empty" if why == TIMEOUT else why
+        return self._respond(request, poll, 204, answer)
+
+    def _count(self, answer: Answer) -> None:
+        for pattern, messages in answer.delivered.items():
+            self._metrics.messages.add(pattern, amount=messages)
+        for pattern, offsets in answer.lost.items():
+            self._metrics.lost_records.add(pattern, amount=offsets)
+
+    def _time(self, answer: Answer) -> None:
+        """Note the age of live records; first polls without a cursor ask for history, whose age says nothing."""
+        now_ms = self._unix_clock() * 1_000
+        for timestamp_ms in answer.timestamps_ms:
+            self._latency.observe((now_ms - timestamp_ms) / 1_000)
+
+    def _parse(self, request: web.Request) -> wire.Poll:
+        cursors = request.headers.getall("Cursor", [])
+        if len(cursors) > 1:
+            raise ParameterInvalid("Cursor", "to be given once")
+        return wire.parse_poll(
+            list(request.query.items()),
+            cursor_header=cursors[0] if cursors else None,
+            prefer=request.headers.getall("Prefer", []),
+            default_wait=self._default_wait,
+            max_wait=self._max_wait,
+            head=request.method == hdrs.METH_HEAD,
+        )
+
+    def _subscription(self, poll: wire.Poll, principal: Principal) -> Subscription:
+        selections = self._channels.select(poll.channels, principal)
+        if poll.view == "value" and len({selection.format for selection in selections}) > 1:
+            raise ParameterInvalid("view", "full, unless all channels have one format")
+        return Subscription(selections, poll.limit, poll.max_bytes, poll.view)
+
+    async def _answer(
+        self, subscription: Subscription, poll: wire.Poll, principal: Principal, until: float
+    ) -> tuple[Answer, str]:
+        """Return the answer, and why the poll ended if it is an empty one."""
+        position = await self._reader.begin(subscription, poll.cursor, poll.start)
+        with self._slot(principal):
+            woken = False
+            while True:
+                found = self._shared(subscription, position)
+                reading = None
+                if found is None:
+                    reading = self._reader.peek(subscription, position) or await self._reader.read(subscription, position)
+                    found = self._worth_telling(subscription, position, reading)
+                if found is not None:
+                    if poll.linger and sum(found.delivered.values()) in range(1, subscription.limit):
+                        found = await self._linger(subscription, position, found, poll.linger / 1_000)
+                    if woken or poll.cursor is not None:
+                        self._time(found)
+                    return found, RECORDS
+                if reading is None:
+                    raise AssertionError("nothing shared, so there was a reading")
+                position, why = await self._park(subscription, reading, principal, until)
+                if why not in (RECORDS, CHANGED):
+                    if reading.failed:
+                        raise BrokerUnavailable
+                    return empty(encode(position)), why
+                woken = True
+
+    @contextmanager
+    def _slot(self, principal: Principal) -> Iterator[None]:
+        self._admission.slots.acquire(principal.id)
+        try:
+            yield
+        finally:
+            self._admission.slots.release(principal.id)
+
+    def _key(self, subscription: Subscription, position: Position) -> tuple[object, ...]:
+        """Return all that the bytes of an answer from memory depend on."""
+        places = tuple(
+            (name, own.id_hash, tuple(sorted(own.offsets.items())), own.partition_count) for name, own in position.items()
+        )
+        versions = tuple((id(t), t.version) for name in subscription.topics if (t := self._hub.topic(name)) is not None)
+        return subscription, places, versions
+
+    def _shared(self, subscription: Subscription, position: Position) -> Answer | None:
+        return self._responses.get(self._key(subscription, position))
+
+    def _worth_telling(self, subscription: Subscription, position: Position, reading: Reading) -> Answer | None:
+        if not (reading.messages or reading.lost or not (reading.up_to_date or reading.failed)):
+            return None
+        answer = build(subscription, reading)
+        if reading.messages and not reading.scanned and not reading.lost and not reading.failed:
+            self._responses.put(self._key(subscription, position), answer)
+        return answer
+
+    async def _linger(self, subscription: Subscription, position: Position, found: Answer, seconds: float) -> Answer:
+        await asyncio.sleep(seconds)
+        reading = self._reader.peek(subscription, position)
+        return build(subscription, reading) if reading is not None and reading.messages else found
+
+    async def _park(
+        self, subscription: Subscription, reading: Reading, principal: Principal, until: float
+    ) -> tuple[Position, str]:
+        """Sleep until woken; return where the poll stands then and why it woke. Nothing awaits before `Hub.park`."""
+        now = self._clock()
+        if self._parking.draining:
+            return reading.position, DRAINED
+        if until <= now:
+            return reading.position, TIMEOUT
+        deadline = min(until, now + RETRY_PAUSE) if reading.failed else until
+        waiter = Poll(subscription.interests, subscription.labels, principal, asyncio.get_running_loop().create_future())
+        self._hub.park(waiter, reading.position, at_tail=reading.at_tail, deadline=deadline)
+        try:
+            await waiter.future
+        finally:
+            self._hub.unpark(waiter)
+        own = waiter.apart
+        if reading.failed:
+            # What could not be fetched lies before the tails: moving on to their ends would skip it.
+            position = reading.position
+        else:
+            position = subscription.position_at(waiter.moment) if own is None else advance(own, waiter.moment)
+        why = CHANGED if waiter.why == TIMEOUT and deadline < until else waiter.why
+        return position, why
+
+    def _respond(self, request: web.Request, poll: wire.Poll, status: int, answer: Answer) -> web.Response:
+        exchange = request[EXCHANGE]
+        headers = {"Next-Cursor": answer.cursor, "Cache-Control": "private, no-store", **exchange.headers}
+        if len(answer.cursor) <= wire.MAX_LINKED_CURSOR:
+            headers["Link"] = f'<{wire.next_link(request.path, poll)}{answer.cursor}>; rel="next"'
+        if poll.applied is not None:
+            headers["Preference-Applied"] = f"wait={poll.applied}"
+        if status == web.HTTPOk.status_code:
+            headers["Content-Type"] = JSON
+        response = web.Response(status=status, body=answer.body or None, headers=headers)
+        if self._parking.draining or exchange.outcome in (DRAINED, REVOKED):
+            response.force_close()
+        return response
