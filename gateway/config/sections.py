@@ -97,7 +97,7 @@ class Server(Section):
     backlog: Annotated[Count, Field(ge=1, le=65535)] = 4096
     """Connections that the system may hold before they are accepted."""
     keepalive: Seconds = 75.0
-    """Seconds that an idle connection stays open; longer than those of the load balancer in front."""
+    """Seconds that an idle connection stays open; a load balancer in front should give up its own sooner."""
     head_timeout: Annotated[Seconds, Field(ge=1)] = 10.0
     """Seconds within which a request head has to be complete."""
 

@@ -191,6 +191,7 @@ async def test_retention_that_passed_the_tail_opens_it_again(dev, rig):
     dev.append("t", 0, [b"a"])
     await one.has("t", 1)
     waiter = Waiter((Interest("t", None),))
+    await dev.until_parked("t", 0)
     await dev.stop()
     dev.append("t", 0, [b"%d" % i for i in range(9)])
     dev.delete_records("t", 0, 7)
@@ -308,6 +309,7 @@ async def test_bounds_that_cannot_be_had_are_asked_for_again(dev, rig):
 async def test_a_node_that_refuses_connections_is_tried_again(dev, rig):
     one = await rig(dev.address)
     topic = await one.follow("t")
+    await dev.until_parked("t", 0)
     await dev.stop()
     await eventually(lambda: not one.log.status().connected)
     await eventually(lambda: len(one.log.status().sick) == 3)
