@@ -33,7 +33,7 @@ from gateway.server.accesslog import AccessLog, Lines, log_as_json
 from gateway.server.address import TrustedProxies
 from gateway.server.admin import Admin
 from gateway.server.admission import Admission
-from gateway.server.application import ListChannels, Listener, application, public_routes, tls_context
+from gateway.server.application import ListChannels, Listener, OpenApi, application, public_routes, tls_context
 from gateway.server.idempotency import Memory
 from gateway.server.looplag import LoopLag
 from gateway.server.middleware import Cors, Exchanges
@@ -163,8 +163,13 @@ class Gateway:
         ).middleware()
         cors = Cors(config.cors.origins, channels).middleware()
         admin = Admin(metrics, checks=self._checks, facts=self._facts)
+        prefix = config.server.prefix
         routes = public_routes(
-            config.server.prefix, subscribe=subscribe, publish=publish, channels=ListChannels(admission, channels)
+            prefix,
+            subscribe=subscribe,
+            publish=publish,
+            channels=ListChannels(admission, channels),
+            openapi=OpenApi(admission, channels, prefix=prefix, version=version()),
         )
         own = admin.routes() if config.server.single_listener else []
         self._listeners = [self._public([exchanges, cors], [*routes, *own], trusted)]

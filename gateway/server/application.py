@@ -14,6 +14,7 @@ from aiohttp import web
 from gateway.channels import Channels
 from gateway.server.admin import livez
 from gateway.server.admission import Admission
+from gateway.server.openapi import describe
 from gateway.server.proxyprotocol import ProxyProtocol
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -26,12 +27,15 @@ def application(middlewares: Sequence[Any], routes: Sequence[web.RouteDef], *, m
     return app
 
 
-def public_routes(prefix: str, *, subscribe: Handler, publish: Handler, channels: Handler) -> list[web.RouteDef]:
-    """Return the routes of clients. HEAD is a GET that does not wait; OPTIONS without an Origin tells the methods."""
+def public_routes(
+    prefix: str, *, subscribe: Handler, publish: Handler, channels: Handler, openapi: Handler
+) -> list[web.RouteDef]:
+    """Return the routes of clients; HEAD is a GET that does not wait."""
     return [
         web.get(f"{prefix}/subscribe", subscribe),
         web.post(f"{prefix}/publish", publish),
         web.get(f"{prefix}/channels", channels),
+        web.get("/openapi.json", openapi),
     ]
 
 
@@ -61,6 +65,23 @@ class ListChannels:
         body = msgspec.json.encode({"channels": listed})
         headers = {"Content-Type": "application/json", "Cache-Control": "private, no-store"}
         return web.Response(body=body, headers=headers)
+
+
+class OpenApi:
+    """GET /openapi.json: the description of what the caller may use."""
+
+    def __init__(self, admission: Admission, channels: Channels, *, prefix: str, version: str) -> None:
+        self._admission = admission
+        self._channels = channels
+        self._prefix = prefix
+        self._version = version
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        """Answer with the document."""
+        principal = await self._admission.identify(request)
+        document = describe(self._channels.visible(principal), prefix=self._prefix, version=self._version)
+        headers = {"Content-Type": "application/json", "Cache-Control": "private, no-store"}
+        return web.Response(body=msgspec.json.encode(document), headers=headers)
 
 
 class Listener:

@@ -1,0 +1,147 @@
+"""The OpenAPI 3.1 description of what one caller may use, made from the channels that it may see (sans-I/O)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway import wire
+from gateway.channels import Visible
+
+Document = dict[str, Any]
+
+_SCHEMAS: Mapping[str, Document] = {
+    "Message": {
+        "type": "object",
+        "required": ["channel", "partition", "offset", "timestamp", "key", "headers", "value"],
+        "properties": {
+            "channel": {"type": "string"},
+            "partition": {"type": "integer", "minimum": 0},
+            "offset": {"type": "integer", "minimum": 0},
+            "timestamp": {"type": ["integer", "null"], "description": "Unix time in milliseconds"},
+            "key": {"description": "A string, {base64} where it is not UTF-8, or null"},
+            "headers": {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2}},
+            "value": {"description": "In the channel's format; null for a tombstone"},
+            "encoding": {"const": "base64", "description": "The record is not what its channel says"},
+            "tombstone": {"const": True},
+        },
+    },
+    "Lost": {
+        "type": "object",
+        "required": ["channel", "partition", "from", "to"],
+        "properties": {
+            "channel": {"type": "string"},
+            "partition": {"type": "integer"},
+            "from": {"type": "integer"},
+            "to": {"type": "integer", "description": "Exclusive"},
+        },
+    },
+    "Answer": {
+        "type": "object",
+        "required": ["cursor", "messages", "up_to_date"],
+        "properties": {
+            "cursor": {"type": "string", "maxLength": wire.MAX_CURSOR},
+            "messages": {"type": "array", "items": {"description": "A Message; with view=value its value alone"}},
+            "lost": {"type": "array", "items": {"$ref": "#/components/schemas/Lost"}},
+            "up_to_date": {"type": "boolean", "description": "False: more is there, poll again at once"},
+        },
+    },
+    "Stored": {
+        "type": "object",
+        "required": ["partition", "offset", "cursor"],
+        "properties": {
+            "partition": {"type": "integer"},
+            "offset": {"type": "integer"},
+            "cursor": {"type": ["string", "null"], "description": "Reads on after this message"},
+        },
+    },
+    "Problem": {
+        "type": "object",
+        "description": "RFC 9457",
+        "required": ["type", "title", "status", "detail", "code", "request_id"],
+        "properties": {
+            "type": {"type": "string", "format": "uri"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "code": {"enum": sorted(wire.STATUS)},
+            "request_id": {"type": "string"},
+        },
+    },
+}
+_MEDIA = {"json": "application/json", "text": "text/plain", "binary": "application/octet-stream"}
+
+
+def describe(seen: Iterable[Visible], *, prefix: str, version: str) -> Document:
+    """Return the document. `seen` is what `Channels.visible` gave for the caller; paths begin with `prefix`."""
+    listed = list(seen)
+    readable = [line.channel for line in listed if line.read]
+    writable = [line.channel for line in listed if line.publish]
+    paths: Document = {f"{prefix}/channels": {"get": _operation("channels", "What the caller may read and publish", {})}}
+    if readable:
+        paths[f"{prefix}/subscribe"] = {"get": _subscribe([channel.pattern for channel in readable])}
+    if writable:
+        media = sorted({_MEDIA[channel.format] for channel in writable})
+        paths[f"{prefix}/publish"] = {"post": _publish([channel.pattern for channel in writable], media)}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "longpoll gateway", "version": version},
+        "paths": paths,
+        "security": [{"bearer": []}],
+        "components": {
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "schemas": dict(_SCHEMAS),
+        },
+    }
+
+
+def _operation(name: str, summary: str, responses: Document, **more: Any) -> Document:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    answers = {"200": {"description": "Done"}, **responses, "default": {"description": "A problem", "content": problem}}
+    return {"operationId": name, "summary": summary, "responses": answers, **more}
+
+
+def _query(name: str, description: str, *, required: bool = False, **schema: Any) -> Document:
+    return {"name": name, "in": "query", "required": required, "description": description, "schema": schema}
+
+
+def _names(patterns: Iterable[str]) -> str:
+    return "One of: " + ", ".join(patterns) + ", with each {parameter} filled in"
+
+
+def _json(schema: str) -> Document:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _subscribe(patterns: list[str]) -> Document:
+    channel = _query("channel", _names(patterns), required=True, type="array", items={"type": "string"}, minItems=1)
+    channel["schema"]["maxItems"] = wire.MAX_CHANNELS
+    cursor = {"type": "string", "maxLength": wire.MAX_CURSOR, "pattern": "^[A-Za-z0-9_-]+$"}
+    parameters = [
+        channel,
+        _query("cursor", "Read on from here: Next-Cursor of an earlier answer", **cursor),
+        {"name": "Cursor", "in": "header", "description": "The cursor, instead of in the query", "schema": cursor},
+        _query("from", "Where to start without a cursor: latest, earliest, an RFC 3339 time, or -N", type="string"),
+        _query("wait", "Seconds to hold when there is nothing yet", type="number", minimum=0, maximum=55),
+        _query("limit", "Most messages of one answer", type="integer", minimum=1, maximum=1_000, default=100),
+        _query("max_bytes", "Most bytes of values of one answer", type="integer", minimum=2**10, maximum=8 * 2**20),
+        _query("linger", "Milliseconds to go on collecting", type="integer", minimum=0, maximum=1_000, default=0),
+        _query("view", "Envelopes, or bare values", type="string", enum=["full", "value"], default="full"),
+    ]
+    responses = {
+        "200": {"description": "Messages, or progress", "content": _json("Answer")},
+        "204": {"description": "Nothing yet; go on with Next-Cursor"},
+    }
+    return _operation("subscribe", "Wait for messages", responses, parameters=parameters)
+
+
+def _publish(patterns: list[str], media: list[str]) -> Document:
+    parameters = [
+        _query("channel", _names(patterns), required=True, type="string"),
+        _query("key", "Key of the record, where the channel does not fix it", type="string"),
+        _query("tombstone", "Store a tombstone; the body is empty", type="boolean", default=False),
+        {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}},
+    ]
+    body = {"content": {kind: {} for kind in [*media, "application/x-ndjson"]}}
+    responses = {"201": {"description": "Stored by all replicas", "content": _json("Stored")}}
+    return _operation("publish", "Store a message, or a batch of lines", responses, parameters=parameters, requestBody=body)
