@@ -124,7 +124,9 @@ class Gateway:
             max_wait=kafka.fetch_max_wait,
             max_record_bytes=config.server.max_body_bytes,
         )
-        self._authenticator = Authenticator(config.auth.trusted, max_cached=config.auth.cache_size)
+        self._authenticator = Authenticator(
+            config.auth.trusted, max_cached=config.auth.cache_size, max_cached_bytes=config.auth.cache_bytes
+        )
         self._authenticator.on_withdrawn(self.parking.withdraw)
         self._build_http()
 

@@ -212,7 +212,7 @@ def advise(config: Config) -> Iterator[Finding]:
     yield from _security_advice(config.kafka.security)
     for alias, issuer in config.auth.issuers.items():
         if not issuer.audience:
-            yield ("auth", "issuers", alias), "no audience: this issuer's tokens for other services may be good here"
+            yield ("auth", "issuers", alias), "no audience: only this issuer's tokens without an `aud` claim are accepted, whatever they were made for"
         if issuer.jwks_url is not None and issuer.jwks_url.startswith("http://"):
             yield ("auth", "issuers", alias, "jwks_url"), "keys come over plain HTTP: whoever is between can sign tokens"
     for name in ("address", "polls", "publishes"):

@@ -254,7 +254,9 @@ class Auth(Section):
     leeway: Annotated[Seconds, Field(le=300)] = 30.0
     """Seconds that clocks may differ, for `exp` and `nbf`."""
     cache_size: Annotated[Count, Field(ge=0, le=10_000_000)] = 50_000
-    """Verified tokens to remember."""
+    """Verified tokens to remember, at most."""
+    cache_bytes: Annotated[Size, Field(ge=0)] = 64 << 20
+    """Memory for them, about; an ordinary token takes 1 to 2 KiB."""
 
     @property
     def trusted(self) -> Mapping[TrustedIssuer, tuple[Source, ...]]:

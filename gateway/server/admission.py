@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.principal import Principal
+from gateway.auth.tokens import UnknownKey
 from gateway.errors import TokenExpired, TokenInvalid
 from gateway.limits import Decision, NegativeCache, Slots, TokenBuckets, bucket_fields
 from gateway.server.address import bucket_key
@@ -65,6 +66,9 @@ class Admission:
             raise refusal()
         try:
             return await self._authenticator.authenticate(authorization, self._unix_clock())
+        except UnknownKey:
+            # Its issuer may publish the key at any moment, and the key source bounds the looks by itself.
+            raise
         except (TokenInvalid, TokenExpired) as error:
             kind = TokenExpired if isinstance(error, TokenExpired) else TokenInvalid
             self._refused.remember(digest, kind, self._clock(), generation)

@@ -116,7 +116,7 @@ def _json(schema: str) -> Document:
 def _subscribe(patterns: list[str]) -> Document:
     channel = _query("channel", _names(patterns), required=True, type="array", items={"type": "string"}, minItems=1)
     channel["schema"]["maxItems"] = wire.MAX_CHANNELS
-    cursor = {"type": "string", "maxLength": wire.MAX_CURSOR, "pattern": "^[A-Za-z0-9_-]+$"}
+    cursor: Document = {"type": "string", "maxLength": wire.MAX_CURSOR, "pattern": "^[A-Za-z0-9_-]+$"}
     parameters = [
         channel,
         _query("cursor", "Read on from here: Next-Cursor of an earlier answer", **cursor),
@@ -142,6 +142,6 @@ def _publish(patterns: list[str], media: list[str]) -> Document:
         _query("tombstone", "Store a tombstone; the body is empty", type="boolean", default=False),
         {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}},
     ]
-    body = {"content": {kind: {} for kind in [*media, "application/x-ndjson"]}}
+    body: Document = {"content": {kind: {} for kind in [*media, "application/x-ndjson"]}}
     responses = {"201": {"description": "Stored by all replicas", "content": _json("Stored")}}
     return _operation("publish", "Store a message, or a batch of lines", responses, parameters=parameters, requestBody=body)

@@ -1,13 +1,13 @@
 """The OpenAPI description."""
 
-from gateway.auth.policy import parse_rule
+from gateway.auth.policy import AUTHENTICATED, parse_rule
 from gateway.channels import Channel, Visible, parse_pattern
 from gateway.server.openapi import describe
 
 
 def seen(pattern: str, *, read: bool = True, publish: bool = False, fmt: str = "json") -> Visible:
     channel = Channel(
-        pattern=pattern, segments=parse_pattern(pattern), topic="t", allow=parse_rule({"authenticated": True}), format=fmt
+        pattern=pattern, segments=parse_pattern(pattern), topic="t", allow=parse_rule({"authenticated": True}, absent=AUTHENTICATED), format=fmt
     )
     return Visible(channel, read=read, publish=publish)
 
