@@ -36,7 +36,7 @@ from gateway.server.admission import Admission
 from gateway.server.application import ListChannels, Listener, OpenApi, application, public_routes, tls_context
 from gateway.server.idempotency import Memory
 from gateway.server.looplag import LoopLag
-from gateway.server.middleware import Cors, Exchanges
+from gateway.server.middleware import Cors, Exchanges, Problems
 from gateway.server.parking import Parking
 from gateway.server.protocol import Runner
 from gateway.server.proxyprotocol import ProxyProtocol
@@ -161,8 +161,8 @@ class Gateway:
             trusted=trusted,
             metrics=metrics,
             access_log=self._access_log(),
-            max_body=config.server.max_body_bytes,
         ).middleware()
+        problems = Problems(metrics, max_body=config.server.max_body_bytes).middleware()
         cors = Cors(config.cors.origins, channels).middleware()
         admin = Admin(metrics, checks=self._checks, facts=self._facts)
         prefix = config.server.prefix
@@ -174,9 +174,9 @@ class Gateway:
             openapi=OpenApi(admission, channels, prefix=prefix, version=version()),
         )
         own = admin.routes() if config.server.single_listener else []
-        self._listeners = [self._public([exchanges, cors], [*routes, *own], trusted)]
+        self._listeners = [self._public([exchanges, cors, problems], [*routes, *own], trusted)]
         if not config.server.single_listener:
-            self._listeners.append(self._admin([exchanges], admin.routes()))
+            self._listeners.append(self._admin([exchanges, problems], admin.routes()))
 
     def _admission(self) -> Admission:
         limits = self._config.limits

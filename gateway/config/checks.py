@@ -212,7 +212,10 @@ def advise(config: Config) -> Iterator[Finding]:
     yield from _security_advice(config.kafka.security)
     for alias, issuer in config.auth.issuers.items():
         if not issuer.audience:
-            yield ("auth", "issuers", alias), "no audience: only this issuer's tokens without an `aud` claim are accepted, whatever they were made for"
+            yield (
+                ("auth", "issuers", alias),
+                "no audience: its tokens without an `aud` claim are accepted, whatever they are for",
+            )
         if issuer.jwks_url is not None and issuer.jwks_url.startswith("http://"):
             yield ("auth", "issuers", alias, "jwks_url"), "keys come over plain HTTP: whoever is between can sign tokens"
     for name in ("address", "polls", "publishes"):

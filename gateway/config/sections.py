@@ -148,8 +148,6 @@ class Kafka(Section):
     """Seconds after its last poll that a topic is still followed."""
     fetch_max_wait: Annotated[Seconds, Field(ge=0.01, le=30)] = 0.5
     """Seconds that a broker may hold a fetch; new records end it at once."""
-    fetch_max_bytes: Annotated[Size, Field(ge=64 << 10, le=1 << 30)] = 8 << 20
-    """Bytes of one fetch of all live partitions of a broker, about."""
 
     @property
     def settings(self) -> KafkaSettings:

@@ -141,9 +141,10 @@ def _positional(name: str, field: Any, body: Mapping[str, Any]) -> Any:
     return value
 
 
-def api_versions(*, supported: bool) -> Body:
-    """Build the body of an ApiVersions answer: what is spoken here."""
+def api_versions(*, supported: bool, newest: Mapping[Api, int] = EVERYTHING) -> Body:
+    """Build the body of an ApiVersions answer: what is spoken here, up to `newest` where it is given."""
     keys = [
-        {"api_key": int(api), "min_version": min(versions), "max_version": max(versions)} for api, versions in VERSIONS.items()
+        {"api_key": int(api), "min_version": min(versions), "max_version": newest.get(api, max(versions))}
+        for api, versions in VERSIONS.items()
     ]
     return {"error_code": 0 if supported else UNSUPPORTED_VERSION, "api_versions": keys}

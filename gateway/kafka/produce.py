@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     OutOfOrderSequenceNumber,
@@ -264,6 +265,20 @@ class Producer:
                 await producer.stop()
         except (TimeoutError, KafkaError, OSError) as error:
             log.warning("closing the producer: %r", error)
+            if isinstance(producer, AIOKafkaProducer):
+                await _abandon(producer)
+
+
+async def _abandon(producer: AIOKafkaProducer) -> None:
+    """End a producer that cannot send what it holds: an idempotent one would try for ever."""
+    error = KafkaConnectionError("closed")
+    producer._message_accumulator.fail_all(error)  # noqa: SLF001  # its stop() can only wait
+    sender = producer._sender.sender_task  # noqa: SLF001
+    if sender is not None:
+        sender.cancel()
+        await producer.client.close()
+        await asyncio.wait([sender])
+    await producer.client.close()
 
 
 def _can_take(metadata: TopicMetadata, drafts: Sequence[Draft]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
@@ -17,7 +17,13 @@ from gateway.server.admission import Admission
 from gateway.server.openapi import describe
 from gateway.server.proxyprotocol import ProxyProtocol
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+class Handler(Protocol):
+    """What answers the requests of one route."""
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request."""
+        ...
 
 
 def application(middlewares: Sequence[Any], routes: Sequence[web.RouteDef], *, max_body: int = 2**20) -> web.Application:
@@ -31,11 +37,12 @@ def public_routes(
     prefix: str, *, subscribe: Handler, publish: Handler, channels: Handler, openapi: Handler
 ) -> list[web.RouteDef]:
     """Return the routes of clients; HEAD is a GET that does not wait."""
+    # The bound methods: of an object that can be called aiohttp does not see that it is asynchronous, and warns.
     return [
-        web.get(f"{prefix}/subscribe", subscribe),
-        web.post(f"{prefix}/publish", publish),
-        web.get(f"{prefix}/channels", channels),
-        web.get("/openapi.json", openapi),
+        web.get(f"{prefix}/subscribe", subscribe.__call__),
+        web.post(f"{prefix}/publish", publish.__call__),
+        web.get(f"{prefix}/channels", channels.__call__),
+        web.get("/openapi.json", openapi.__call__),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What every exchange passes: request id, problem documents, CORS, outcome, access log."""
+"""What every exchange passes, from outside in: request id, outcome and access log; CORS; problem documents."""
 
 from __future__ import annotations
 
@@ -35,13 +35,12 @@ PREFLIGHT_MAX_AGE = "7200"
 
 
 class Exchanges:
-    """The outermost middleware. `max_body` is the bound of request bodies, in bytes, for the error that names it."""
+    """The outermost middleware: the request's id, its address, and what is noted when it is done."""
 
-    def __init__(self, *, trusted: TrustedProxies, metrics: Metrics, access_log: AccessLog | None, max_body: int) -> None:
+    def __init__(self, *, trusted: TrustedProxies, metrics: Metrics, access_log: AccessLog | None) -> None:
         self._trusted = trusted
         self._metrics = metrics
         self._access_log = access_log
-        self._max_body = max_body
 
     def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
         """Return it as aiohttp wants it."""
@@ -61,8 +60,8 @@ class Exchanges:
         request[EXCHANGE] = exchange
         REQUEST_ID.set(request_id)
         try:
-            response = await self._answer(request, handler, exchange)
-        except asyncio.CancelledError:
+            response = await handler(request)
+        except (asyncio.CancelledError, ConnectionError):
             self._done(request, exchange, 499, 0, CLOSED_BY_CLIENT)
             raise
         response.headers["X-Request-Id"] = request_id
@@ -70,34 +69,6 @@ class Exchanges:
         size = response.body_length if response.prepared else len(getattr(response, "body", None) or b"")
         self._done(request, exchange, response.status, size, exchange.code or exchange.outcome or "ok")
         return response
-
-    async def _answer(self, request: web.Request, handler: Handler, exchange: Exchange) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except errors.GatewayError as error:
-            return self._problem(error, exchange)
-        except web.HTTPException as error:
-            return self._problem(from_http(error, self._max_body), exchange)
-        except ConnectionError:
-            raise
-        except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it
-            _log.exception("a handler failed")
-            return self._problem(InternalError(), exchange)
-
-    def _problem(self, error: errors.GatewayError, exchange: Exchange) -> web.Response:
-        exchange.code = error.code
-        self._count(error)
-        response = problem_response(error, exchange.request_id)
-        response.headers.update(refusal_fields(error))
-        return response
-
-    def _count(self, error: errors.GatewayError) -> None:
-        if isinstance(error, errors.RateLimited):
-            self._metrics.limit_refusals.add(error.policy, error.code)
-        elif isinstance(error, (errors.TooManyPolls, errors.Overloaded)):
-            self._metrics.limit_refusals.add("parked", error.code)
-        elif isinstance(error, _AUTH):
-            self._metrics.auth_refusals.add(error.code)
 
     def _done(self, request: web.Request, exchange: Exchange, status: int, size: int, outcome: str) -> None:
         route = request.match_info.route.resource
@@ -121,6 +92,53 @@ class Exchanges:
                 issuer=None if principal is None else principal.issuer,
                 subject=None if principal is None else principal.subject,
             )
+
+
+class Problems:
+    """The innermost middleware: errors become problem documents. `max_body` is the bound of bodies, for the error that names it."""
+
+    def __init__(self, metrics: Metrics, *, max_body: int) -> None:
+        self._metrics = metrics
+        self._max_body = max_body
+
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        """Return it as aiohttp wants it."""
+
+        @web.middleware
+        async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._answer(request, handler)
+
+        return problems
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except errors.GatewayError as error:
+            return self._problem(error, request[EXCHANGE])
+        except web.HTTPException as error:
+            return self._problem(from_http(error, self._max_body), request[EXCHANGE])
+        except web.RequestPayloadError:
+            return self._problem(errors.RequestMalformed("The body is not framed or coded as its head says."), request[EXCHANGE])
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it
+            _log.exception("a handler failed")
+            return self._problem(InternalError(), request[EXCHANGE])
+
+    def _problem(self, error: errors.GatewayError, exchange: Exchange) -> web.Response:
+        exchange.code = error.code
+        self._count(error)
+        response = problem_response(error, exchange.request_id)
+        response.headers.update(refusal_fields(error))
+        return response
+
+    def _count(self, error: errors.GatewayError) -> None:
+        if isinstance(error, errors.RateLimited):
+            self._metrics.limit_refusals.add(error.policy, error.code)
+        elif isinstance(error, (errors.TooManyPolls, errors.Overloaded)):
+            self._metrics.limit_refusals.add("parked", error.code)
+        elif isinstance(error, _AUTH):
+            self._metrics.auth_refusals.add(error.code)
 
 
 class Cors:

@@ -257,7 +257,7 @@ cors: {origins: '*'}
         assert self.advice(tmp_path, text) == [
             "server.single_listener: metrics are public",
             "kafka.security: the password goes over the network in clear",
-            "auth.issuers.a: no audience: this issuer's tokens for other services may be good here",
+            "auth.issuers.a: no audience: its tokens without an `aud` claim are accepted, whatever they are for",
             "auth.issuers.a.jwks_url: keys come over plain HTTP: whoever is between can sign tokens",
             "limits.address: this limit is off",
             "limits.polls: this limit is off",

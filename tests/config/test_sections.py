@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gateway.auth.jwks import Inline, KeyFile, KeyUrl
 from gateway.auth.policy import AUTHENTICATED, NOBODY
+from gateway.config import sections
 from gateway.config.loading import read
-from gateway.config.sections import Bucket
+from gateway.config.sections import Bucket, RuleSection, Section
 from gateway.kafka.connect import KafkaSettings
 
 TEXT = """
@@ -121,3 +123,18 @@ def test_channels_have_every_value():
 def test_a_bucket_in_the_limiters_words():
     """`burst` tokens refill in `window` seconds: that is `rate` a second."""
     assert Bucket(rate=50, burst=200).window == 4.0
+
+
+def test_no_key_is_without_effect():
+    """Each field is read somewhere: rules as they are written, everything else by its name."""
+    sources = [path.read_text() for path in Path(sections.__file__).parents[1].rglob("*.py") if path.name != "checks.py"]
+    read_ = frozenset(re.findall(r"\.(\w+)\b", "\n".join(sources)))
+    models = [kind for kind in vars(sections).values() if isinstance(kind, type) and issubclass(kind, Section)]
+    unread = [
+        f"{kind.__name__}.{name}"
+        for kind in models
+        if kind is not RuleSection
+        for name in kind.model_fields
+        if name not in read_
+    ]
+    assert unread == []

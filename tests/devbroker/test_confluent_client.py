@@ -173,7 +173,6 @@ async def test_administration(broker, config):
         described = admin.describe_topics(TopicCollection(["t"]))["t"].result(SECONDS)
         resource = ConfigResource(ConfigResource.Type.TOPIC, "t")
         configs = admin.describe_configs([resource])[resource].result(SECONDS)
-        broker.cluster.append("t", 0, [], 0.0)
         return described, configs
 
     described, configs = await apart(work)

@@ -304,7 +304,16 @@ class Model(RuleBasedStateMachine):
     def poll(self, n: int, meanwhile: list[Happening]) -> None:
         client = self.clients[n % len(self.clients)]
         if client.waiter is None:
+            for name in client.subscription.topics:
+                self.follow(name)
             self.look(client, meanwhile)
+
+    def follow(self, name: str) -> None:
+        """Do what the feed does for the first poll of a topic."""
+        if name in self.kafka.topics and not (name in self.hub.topics and self.hub.topics[name].partition_count):
+            self.describe(name)
+            for number in range(len(self.kafka.topics[name].partitions)):
+                self.act(lambda number=number: self.kafka.open(name, number))
 
     @rule()
     def poll_all(self) -> None:
@@ -514,8 +523,8 @@ class Model(RuleBasedStateMachine):
             topic = self.kafka.topics.get(name)
             if topic is None:
                 continue
-            known = self.hub.topics[name]
-            reset |= own.id_hash not in (0, id_hash(topic.topic_id)) or any(p >= known.partition_count for p in own.offsets)
+            reset |= own.id_hash not in (0, id_hash(topic.topic_id))
+            reset |= any(p >= len(topic.partitions) for p in own.offsets)
             for p, offset in own.offsets.items():
                 reset |= p < len(topic.partitions) and offset > topic.partitions[p].stable_end
         assert reset, "a false alarm"

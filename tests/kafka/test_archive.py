@@ -266,7 +266,9 @@ def test_blocks_on_a_shelf_never_overlap_and_are_found_by_any_offset_in_them(wan
     for at, length in wanted:
         if shelf.find(at) is None:
             start = max(shelf.start_for(at), at - length)
-            block = shelf.cut(Block(start, at + length, [Record(o, None, None, None) for o in range(start, at + length)], 0, 999))
+            block = shelf.cut(
+                Block(start, at + length, [Record(o, None, None, None) for o in range(start, at + length)], 0, 999)
+            )
             shelf.put(block)
     bounds = sorted((block.start, block.end) for block in shelf.blocks.values())
     assert [start for start, _ in bounds] == shelf.starts

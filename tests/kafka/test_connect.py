@@ -59,9 +59,7 @@ async def test_cancelling_closes_an_exclusive_connection_only(dev, connections):
     for exclusive, left in ((False, "/ask>"), (True, "none>")):
         with dev.faults.stall(Api.METADATA) as fault:
             hits = fault.hits
-            asking = asyncio.ensure_future(
-                connections.send(at, Metadata([]), group="ask", timeout=3, exclusive=exclusive)
-            )
+            asking = asyncio.ensure_future(connections.send(at, Metadata([]), group="ask", timeout=3, exclusive=exclusive))
             await fault.hit(hits + 1)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -154,9 +152,7 @@ async def test_tls(rig, tmp_path):
         assert stored.offset == 0
         assert await one.has("t", 1) == [b"x"]
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
-        other = await rig(
-            broker.address, security_protocol="SSL", ssl_cafile=str(tmp_path / "other.pem"), patience=0.2
-        )
+        other = await rig(broker.address, security_protocol="SSL", ssl_cafile=str(tmp_path / "other.pem"), patience=0.2)
         await eventually(lambda: "certificate" in other.log.status().reason.lower())
 
 
