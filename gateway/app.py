@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -50,10 +50,11 @@ LAST_ANSWERS = 5.0
 
 
 class KafkaFacts:
-    """What the Kafka side reports, counted (see `gateway.kafka.observer`)."""
+    """What the Kafka side reports, counted (see `gateway.kafka.observer`); lag only of the topics that are `followed`."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, followed: Container[str]) -> None:
         self._metrics = metrics
+        self._followed = followed
         self._lag: dict[tuple[str, str], float] = {}
         self._unstable: dict[tuple[str, str], tuple[float, float]] = {}
         metrics.pull(self._pulled)
@@ -93,6 +94,8 @@ class KafkaFacts:
 
     def _pulled(self) -> Iterable[Reading]:
         now = time.monotonic()
+        for place in [place for place in self._lag if place[0] not in self._followed]:
+            del self._lag[place], self._unstable[place]
         for place, lag in self._lag.items():
             yield Reading("gateway_consumer_lag_records", place, lag)
         for place, (unstable, since) in self._unstable.items():
@@ -114,7 +117,7 @@ class Gateway:
         self._draining = False
         self._lines: Lines | None = None
         kafka = config.kafka
-        facts = KafkaFacts(self.metrics)
+        facts = KafkaFacts(self.metrics, self.hub.topics)
         self.kafka = KafkaLog(
             kafka.settings,
             self.hub,
@@ -281,6 +284,8 @@ class Gateway:
 
     def _pulled(self) -> Iterable[Reading]:
         yield Reading("gateway_ready", (), float(not self._checks()))
+        for listener in self._listeners:
+            yield Reading("gateway_open_connections", ("http",), listener.connections)
         for pattern, parked in self.hub.parked_by.items():
             yield Reading("gateway_parked_waiters", (pattern,), parked)
         for name, topic in self.hub.topics.items():

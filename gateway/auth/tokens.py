@@ -48,6 +48,10 @@ class UnknownKey(TokenInvalid):
         self.kid = kid
 
 
+class NotYetValid(TokenInvalid):
+    """The token is good but for its time, which has not come yet. Outwardly a `TokenInvalid`."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Issuer:
@@ -240,7 +244,7 @@ def _principal(issuer: Issuer, key: Key, claims: dict[str, Any], now: float) -> 
     expires_at = _date(claims, "exp") + issuer.leeway
     for name in ("nbf", "iat"):
         if name in claims and _date(claims, name) > now + issuer.leeway:
-            raise TokenInvalid(f"{name} lies in the future")
+            raise NotYetValid(f"{name} lies in the future")
     _check_audience(issuer.audiences, claims.get("aud"))
     subject = _text(claims, "sub")
     if len(subject) > MAX_SUBJECT_CHARACTERS or _CONTROL.search(subject):

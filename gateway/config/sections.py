@@ -432,7 +432,7 @@ class Drain(Section):
 
 
 class Log(Section):
-    """What is written to standard output, one JSON object a line."""
+    """What is written, one JSON object a line: requests to standard output, all else to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level to write."""
@@ -464,7 +464,7 @@ class Config(Section):
     drain: Drain = Drain()
     """The end of the process."""
     log: Log = Log()
-    """What is written to standard output."""
+    """What is written, one JSON object a line: requests to standard output, all else to standard error."""
 
     @property
     def table(self) -> Channels:

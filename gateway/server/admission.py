@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.principal import Principal
+from gateway.auth.tokens import NotYetValid
 from gateway.auth.tokens import UnknownKey
 from gateway.errors import TokenExpired, TokenInvalid
 from gateway.limits import Decision, NegativeCache, Slots, TokenBuckets, bucket_fields
@@ -51,8 +52,7 @@ class Admission:
         exchange = request[EXCHANGE]
         if self._addresses is not None:
             self._addresses.check(bucket_key(exchange.address), self._clock())
-        authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
-        principal = await self._principal(authorization[0] if len(authorization) == 1 else _several(authorization))
+        principal = await self._principal(_authorization(request))
         exchange.principal = principal
         return principal
 
@@ -69,6 +69,8 @@ class Admission:
         except UnknownKey:
             # Its issuer may publish the key at any moment, and the key source bounds the looks by itself.
             raise
+        except NotYetValid:
+            raise  # will be good soon
         except (TokenInvalid, TokenExpired) as error:
             kind = TokenExpired if isinstance(error, TokenExpired) else TokenInvalid
             self._refused.remember(digest, kind, self._clock(), generation)
@@ -86,17 +88,20 @@ class Admission:
     def hold_until(self, principal: Principal, wait: float) -> tuple[float, bool]:
         """Return until when (monotonic) a poll may be held, and whether that is the token's expiry.
 
-        TokenExpired where less than a second is left.
+        TokenExpired for a poll that its token would end within a second: it could only come back refused.
         """
         now = self._clock()
         if principal.expires_at is None:
             return now + wait, False
         left = principal.expires_at - self._unix_clock()
-        if left < LEAST_HOLD:
+        if left < min(wait, LEAST_HOLD):
             raise TokenExpired
         return now + min(wait, left), left < wait
 
 
-def _several(values: list[str]) -> str | None:
-    """Two Authorization fields are no token: which one a proxy looked at cannot be known."""
-    return "," if values else None
+def _authorization(request: web.Request) -> str | None:
+    """Return the one Authorization field; of two, which one a proxy in front looked at cannot be known: TokenInvalid."""
+    values = request.headers.getall(hdrs.AUTHORIZATION, [])
+    if len(values) > 1:
+        raise TokenInvalid("several Authorization fields")
+    return values[0] if values else None

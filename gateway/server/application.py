@@ -124,6 +124,12 @@ class Listener:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        server = self._runner.server
+        return 0 if server is None else len(server.connections)
+
     async def start(self) -> None:
         """Listen; OSError if the address is taken."""
         await self._runner.setup()

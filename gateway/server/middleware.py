@@ -118,7 +118,9 @@ class Problems:
         except web.HTTPException as error:
             return self._problem(from_http(error, self._max_body), request[EXCHANGE])
         except web.RequestPayloadError:
-            return self._problem(errors.RequestMalformed("The body is not framed or coded as its head says."), request[EXCHANGE])
+            return self._problem(
+                errors.RequestMalformed("The body is not framed or coded as its head says."), request[EXCHANGE]
+            )
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it

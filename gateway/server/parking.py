@@ -49,6 +49,8 @@ class Parking:
         self._hub: Hub | None = None
         self._scheduled = False
         self.draining = False
+        self.withdrawals = 0
+        self._withdrawn: set[KeyRef] = set()
 
     def __repr__(self) -> str:
         return f"<Parking of {self._hub!r}{' draining' if self.draining else ''}>"
@@ -86,10 +88,19 @@ class Parking:
 
     def withdraw(self, key: KeyRef) -> None:
         """End the polls of tokens that a withdrawn key has signed."""
+        self.withdrawals += 1
+        self._withdrawn.add(key)
         self.hub.end(
             [w for w in self.hub.waiters() if isinstance(w, Poll) and w.principal.key == key],
             REVOKED,
         )
+
+    def is_withdrawn(self, principal: Principal, since: int) -> bool:
+        """Tell whether a principal's key may have been withdrawn since `withdrawals` was `since`.
+
+        A poll that was identified before a withdrawal and parks after it would be overlooked by `withdraw`.
+        """
+        return self.withdrawals != since and principal.key in self._withdrawn
 
     async def drain(self, window: float) -> None:
         """End all parked polls, spread evenly over `window` seconds, so that their clients do not return in one storm.

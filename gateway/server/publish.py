@@ -114,7 +114,8 @@ class Publish:
 
         outcome = await self._once(request, principal, target, _digest(given, body, request.content_type), work)
         if outcome.error is not None:
-            raise outcome.error
+            # The same error may be raised for many repeats: without this it would collect their frames.
+            raise outcome.error.with_traceback(None)
         headers = {"Content-Type": "application/json", "Cache-Control": "no-store", **request[EXCHANGE].headers}
         return web.Response(status=outcome.status, body=msgspec.json.encode(outcome.document), headers=headers)
 
@@ -146,7 +147,7 @@ class Publish:
         try:
             outcome = await work
         except BaseException as error:
-            self._memory.free(scope)
+            # The records may have been stored, so the key stays reserved.
             settled.set_exception(error if isinstance(error, Exception) else BrokerUnavailable(outcome="unknown"))
             settled.exception()
             raise

@@ -68,13 +68,14 @@ class Subscribe:
         """Answer one poll."""
         request[EXCHANGE].transport = "poll"
         principal = await self._admission.identify(request)
+        withdrawals = self._parking.withdrawals
         self._admission.charge(request, principal, "poll")
         if not wire.accepts(request.headers.getall(hdrs.ACCEPT, []), JSON):
             raise NotAcceptable(JSON)
         poll = self._parse(request)
         until, expires = self._admission.hold_until(principal, poll.wait)
         subscription = self._subscription(poll, principal)
-        answer, why = await self._answer(subscription, poll, principal, until)
+        answer, why = await self._answer(subscription, poll, principal, until, withdrawals)
         if answer.body:
             self._count(answer)
             request[EXCHANGE].outcome = "messages" if answer.delivered else "lost" if answer.lost else "progress"
@@ -114,11 +115,11 @@ class Subscribe:
         return Subscription(selections, poll.limit, poll.max_bytes, poll.view)
 
     async def _answer(
-        self, subscription: Subscription, poll: wire.Poll, principal: Principal, until: float
+        self, subscription: Subscription, poll: wire.Poll, principal: Principal, until: float, withdrawals: int
     ) -> tuple[Answer, str]:
         """Return the answer, and why the poll ended if it is an empty one."""
-        position = await self._reader.begin(subscription, poll.cursor, poll.start)
         with self._slot(principal):
+            position = await self._reader.begin(subscription, poll.cursor, poll.start)
             woken = False
             while True:
                 found = self._shared(subscription, position)
@@ -134,6 +135,8 @@ class Subscribe:
                     return found, RECORDS
                 if reading is None:
                     raise AssertionError("nothing shared, so there was a reading")
+                if self._parking.is_withdrawn(principal, withdrawals):
+                    return empty(encode(reading.position)), REVOKED
                 position, why = await self._park(subscription, reading, principal, until)
                 if why not in (RECORDS, CHANGED):
                     if reading.failed:

@@ -28,16 +28,6 @@ DEPLOY = ROOT / "deploy"
 ENV = {"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "JWT_SECRET": "0123456789abcdef0123456789abcdef"}
 
 
-def tool(name: str) -> str:
-    """Find a program; CI has to have it, elsewhere its absence skips the test."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
 def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -217,7 +207,7 @@ class TestCompose:
 class TestHaproxy:
     FILE = DEPLOY / "haproxy" / "haproxy.cfg"
 
-    def test_haproxy_accepts_it(self):
+    def test_haproxy_accepts_it(self, tool):
         said = run(tool("haproxy"), "-c", "-f", str(self.FILE))
         warnings = [
             line for line in said.splitlines() if "[WARNING]" in line and "could not resolve address 'gateway-" not in line
@@ -247,7 +237,7 @@ class TestHaproxy:
 class TestPrometheus:
     FILE = DEPLOY / "prometheus" / "prometheus.yml"
 
-    def test_prometheus_accepts_it(self):
+    def test_prometheus_accepts_it(self, tool):
         assert "SUCCESS" in run(tool("promtool"), "check", "config", str(self.FILE))
 
     def test_it_scrapes_every_gateway(self, compose, config):

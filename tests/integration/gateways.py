@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -40,10 +41,11 @@ def configuration(kafka: str | Mapping[str, Any], channels: Mapping[str, Any], *
 
 
 class Instance:
-    """A running gateway, and what tests ask of it."""
+    """A running gateway, and what tests ask of it. Its clients leave with it."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        self._clients: list[Client] = []
 
     @property
     def port(self) -> int:
@@ -52,7 +54,14 @@ class Instance:
 
     def client(self, *channels: str, subject: str = "ann", claims: Mapping[str, Any] | None = None, **given: Any) -> Client:
         """Return a subscriber; see `Client`."""
-        return Client(self.port, token(subject, **(claims or {})), channels, **given)
+        client = Client(self.port, token(subject, **(claims or {})), channels, **given)
+        self._clients.append(client)
+        return client
+
+    def drop_clients(self) -> None:
+        """Close the connections of all clients that were made here."""
+        for client in self._clients:
+            client.drop()
 
     @property
     def parked(self) -> int:
@@ -64,14 +73,14 @@ class Instance:
         async with Connection(self.gateway.admin_port, "none") as connection:
             return await connection.request("/readyz")
 
-    async def metrics(self) -> dict[str, float]:
-        """Ask /metrics and return the sum of each sample over its labels, by name; single series as name{value,…}."""
+    async def metrics(self) -> defaultdict[str, float]:
+        """Ask /metrics and return the sum of each sample over its labels, by name; single series as name{value,…}, in label order."""
         async with Connection(self.gateway.admin_port, "none") as connection:
             answer = await connection.request("/metrics")
-        found: dict[str, float] = {}
+        found: defaultdict[str, float] = defaultdict(float)
         for family in text_string_to_metric_families(answer.body.decode()):
             for sample in family.samples:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+                found[sample.name] += sample.value
                 if sample.labels:
                     found[f"{sample.name}{{{','.join(sample.labels.values())}}}"] = sample.value
         return found
@@ -81,4 +90,8 @@ class Instance:
 async def running(kafka: str | Mapping[str, Any], channels: Mapping[str, Any], **sections: Any) -> AsyncIterator[Instance]:
     """Run a gateway inside a block."""
     async with serving(read(configuration(kafka, channels, **sections), {})) as gateway:
-        yield Instance(gateway)
+        instance = Instance(gateway)
+        try:
+            yield instance
+        finally:
+            instance.drop_clients()

@@ -96,7 +96,7 @@ async def test_a_cluster_without_bootstrap_servers_says_so():
     cluster = Cluster(KafkaSettings(()), connections, Silent())
     with pytest.raises(Unreachable, match="no bootstrap server"):
         await cluster.refresh([])
-    assert not await eventually(lambda: not cluster.connected) is False
+    assert await eventually(lambda: not cluster.connected) is not False
 
 
 async def test_a_broker_without_topic_ids(nodes, cluster, monkeypatch):

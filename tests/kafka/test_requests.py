@@ -12,7 +12,7 @@ from gateway.kafka.requests import ListOffsets, Metadata, Uuid, error_name
 @pytest.mark.parametrize(("version", "sent"), [((0, 4), 4), ((0, 5), 5), ((3, 9), 5), ((0, 10), 10), ((0, 13), 10)])
 def test_metadata_is_asked_for_in_the_newest_version_that_both_know(version, sent):
     request = Metadata(["a", "é"]).prepare({3: version})
-    assert request.API_VERSION == sent
+    assert sent == request.API_VERSION
     assert request.encode()
 
 

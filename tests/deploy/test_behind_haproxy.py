@@ -1,0 +1,162 @@
+"""The deployment on one machine: HAProxy with deploy's configuration in front of two gateways with theirs, no sticky sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+import aiohttp
+import jwt
+import pytest
+from waiting import eventually
+
+from gateway.devbroker.server import Broker
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@dataclass
+class Site:
+    """HAProxy's URL, and the gateways with the URLs of their admin listeners."""
+
+    url: str
+    gateways: list[Popen[bytes]]
+    admins: list[str]
+    session: aiohttp.ClientSession
+
+    async def get(self, cursor: str | None = None, wait: int = 0) -> tuple[int, str | None, list[str]]:
+        """Poll once; return the status, the next cursor and the values."""
+        query = {"channel": "orders", "wait": str(wait)} | ({"cursor": cursor} if cursor else {})
+        async with self.session.get(f"{self.url}/v1/subscribe", params=query) as response:
+            values = [m["value"]["n"] for m in (await response.json())["messages"]] if response.status == 200 else []
+            return response.status, response.headers.get("Next-Cursor"), values
+
+    async def publish(self, n: int) -> int:
+        async with self.session.post(f"{self.url}/v1/publish", params={"channel": "orders"}, json={"n": n}) as response:
+            return response.status
+
+    async def metric(self, admin: str, pattern: str) -> float:
+        async with self.session.get(f"{admin}/metrics") as response:
+            return sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", await response.text(), re.MULTILINE))
+
+    async def up(self) -> bool:
+        """Tell whether every gateway is ready, and HAProxy knows of one."""
+        try:
+            for admin in self.admins:
+                async with self.session.get(f"{admin}/readyz") as response:
+                    if response.status != 200:
+                        return False
+            return (await self.get())[0] == 204
+        except aiohttp.ClientConnectionError:
+            return False
+
+
+@pytest.fixture
+async def site(tmp_path: Path, tool: Callable[[str], str]) -> AsyncIterator[Site]:
+    haproxy = tool("haproxy")
+    front, *ports = free_ports(5)
+    publics, admins = ports[:2], ports[2:]
+    text = (DEPLOY / "gateway.yaml").read_text()
+    # Both are on one machine, so they differ in their ports; and nobody waits for ten seconds here.
+    text = text.replace("port: 8081", "port: ${ADMIN_PORT}").replace("delay: 5", "delay: 3").replace("window: 10", "window: 1")
+    (tmp_path / "gateway.yaml").write_text(text)
+    cfg = (DEPLOY / "haproxy" / "haproxy.cfg").read_text().replace("bind :8080", f"bind 127.0.0.1:{front}")
+    for n, (public, admin) in enumerate(zip(publics, admins, strict=True), 1):
+        cfg = cfg.replace(f"gateway-{n}:8080", f"127.0.0.1:{public} port {admin}")
+    (tmp_path / "haproxy.cfg").write_text(cfg)
+    claims = {"iss": "https://id.example.com/", "aud": "gateway", "sub": "alice", "exp": time.time() + 600}
+    token = jwt.encode({**claims, "scope": "orders:read orders:write"}, SECRET)
+    connector = aiohttp.TCPConnector(force_close=True)  # each request may come to another gateway
+    headers = {"Authorization": f"Bearer {token}"}
+    async with Broker() as broker, aiohttp.ClientSession(connector=connector, headers=headers) as session:
+        broker.create_topic("orders", 2)
+        env = os.environ | {
+            "JWT_SECRET": SECRET,
+            "KAFKA_BOOTSTRAP_SERVERS": broker.address,
+            "GATEWAY_TRUSTED_PROXIES": "127.0.0.1",
+        }
+        with contextlib.ExitStack() as stack:
+            gateways = [
+                start(stack, [sys.executable, "-m", "gateway", "serve", "-c", str(tmp_path / "gateway.yaml")],
+                      env | {"GATEWAY_PORT": str(public), "ADMIN_PORT": str(admin)})
+                for public, admin in zip(publics, admins, strict=True)
+            ]  # fmt: skip
+            start(stack, [haproxy, "-db", "-q", "-f", str(tmp_path / "haproxy.cfg")], env)
+            site = Site(f"http://127.0.0.1:{front}", gateways, [f"http://127.0.0.1:{port}" for port in admins], session)
+            await eventually(site.up, timeout=30)
+            yield site
+
+
+def start(stack: contextlib.ExitStack, command: list[str], env: dict[str, str]) -> Popen[bytes]:
+    process = stack.enter_context(Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    stack.callback(process.kill)
+    return process
+
+
+async def test_cursors_go_on_at_either_gateway(site: Site):
+    """One chain of polls, each on a connection of its own, sees every message once, though both gateways serve it."""
+    _, cursor, _ = await site.get()
+    seen: list[str] = []
+    for n in range(40):
+        assert await site.publish(n) == 201
+        while len(seen) <= n:
+            status, cursor, values = await site.get(cursor, wait=5)
+            assert status == 200
+            seen += values
+    assert seen == list(range(40))
+    for admin in site.admins:
+        assert await site.metric(admin, r"gateway_answers_total\{[^}]*\}") > 5
+
+
+async def test_the_client_behind_the_proxy_is_the_one_that_counts(site: Site):
+    """X-Forwarded-For is read from the right: what the client wrote itself into it is of no effect."""
+    async with site.session.get(
+        f"{site.url}/v1/subscribe", headers={"Authorization": "x", "X-Forwarded-For": "192.0.2.1"}
+    ) as response:
+        assert response.status == 401
+
+
+async def test_one_gateway_goes_and_no_client_notices(site: Site):
+    """SIGTERM at one of them: new polls go to the other, parked ones end as an empty answer, nothing is refused."""
+    _, cursor, _ = await site.get()
+    parked = asyncio.gather(*(site.get(cursor, wait=30) for _ in range(10)))
+    going = site.admins[0]
+    held = r"gateway_parked_waiters\{[^}]*\}"
+    await eventually(lambda: _all_parked(site, held))
+    assert await site.metric(going, held) > 0
+    site.gateways[0].send_signal(signal.SIGTERM)
+    statuses = set()
+    while site.gateways[0].poll() is None:
+        statuses.add((await site.get())[0])
+        await asyncio.sleep(0.02)
+    assert site.gateways[0].returncode == 0
+    assert statuses == {204}
+    assert await site.publish(1) == 201
+    for status, next_cursor, values in await parked:
+        if status == 204:
+            _, _, values = await site.get(next_cursor, wait=5)
+        assert values == [1]
+
+
+async def _all_parked(site: Site, held: str) -> bool:
+    return sum([await site.metric(admin, held) for admin in site.admins]) == 10
