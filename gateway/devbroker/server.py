@@ -165,10 +165,14 @@ class Broker:
         await self.stop()
 
     async def start(self) -> None:
-        """Start all nodes that are not running; data of an earlier run is still there."""
-        for listener in self._listeners.values():
-            if not listener.node.up:
-                await listener.start(self._tls)
+        """Start all nodes that are not running; data of an earlier run is still there. OSError if a given port is taken."""
+        try:
+            for listener in self._listeners.values():
+                if not listener.node.up:
+                    await listener.start(self._tls)
+        except OSError:
+            await self.stop()
+            raise
         if self._upkeep is None:
             self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
 

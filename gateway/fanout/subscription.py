@@ -27,6 +27,7 @@ EARLIEST = -2
 LATEST = -1
 _COLD_AT_ONCE = 8
 _NEWEST_BYTES = 8 * 2**20
+_NEWEST_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +320,7 @@ class Reader:
         keys = {s.key for s in subscription.by_topic[name]}
         sources = [tail.newest(None if None in keys else key, count, end) for key in ({None} if None in keys else keys)]
         found = {r.offset: r.timestamp_ms or 0 for source in sources for r in source}
-        step, until, seen = count, min(tail.start, end), set[int]()
+        step, until, seen = _NEWEST_STEP, min(tail.start, end), set[int]()
         while len(found) < count and until > tail.log_start and budget > 0:
             first = at = max(tail.log_start, until - step)
             older: dict[int, int] = {}

@@ -89,9 +89,8 @@ class Shelf:
         return replace(block, end=end, records=[record for record in block.records if record.offset < end])
 
     def put(self, block: Block) -> None:
-        """Keep a block."""
-        if block.start not in self.blocks:
-            insort(self.starts, block.start)
+        """Keep a block; none with its start may be there."""
+        insort(self.starts, block.start)
         self.blocks[block.start] = block
 
     def remove(self, start: int) -> None:
@@ -216,13 +215,13 @@ class Archive:
             self._load(shelf, block.end, block.end)
 
     async def _bring(self, shelf: Shelf, start: int, offset: int) -> Block:
-        """Fetch, decode and keep the block that begins at `start`; BrokerUnavailable when `patience` is over."""
+        """Get the block that begins at `start`, if need be in several attempts; BrokerUnavailable after `patience`."""
         backoff = Backoff(0.05, 1.0)
         try:
             async with asyncio.timeout(self._patience):
                 while True:
                     try:
-                        return self._keep(shelf, await self._attempt(shelf, start, offset, backoff.failures))
+                        return await self._attempt(shelf, start, offset, backoff.failures)
                     except (_Retry, Unreachable) as error:
                         log.info("%s-%d: cold read at %d: %s", shelf.topic, shelf.partition, start, error)
                     self._urge()
@@ -290,14 +289,18 @@ class Archive:
             raise _Retry(error_name(part.error))
         shelf.log_start = max(shelf.log_start, part.log_start)
         records: list[Record] = []
+        cost = _BLOCK_OVERHEAD
 
         def take(more: list[Record], _: int) -> bool:
+            nonlocal cost
             records.extend(more)
+            cost += sum(record.cost for record in more)
             return True
 
         decoder = await decode(part, start, take, Pacer())
         self._observer.cold_read(shelf.topic, records=len(records), size=len(part.data))
-        return Block(start, self._end(shelf, part, decoder, failures), records, max(part.log_start, 0), part.stable_end)
+        end = self._end(shelf, part, decoder, failures)
+        return self._keep(shelf, Block(start, end, records, max(part.log_start, 0), part.stable_end), cost)
 
     def _end(self, shelf: Shelf, part: Part, decoder: Decoder, failures: int) -> int:
         if not part.data:
@@ -320,11 +323,12 @@ class Archive:
         self._observer.skipped(shelf.topic, shelf.partition, corrupt.start, corrupt.end)
         return corrupt.end
 
-    def _keep(self, shelf: Shelf, block: Block) -> Block:
-        block = shelf.cut(block)
+    def _keep(self, shelf: Shelf, whole: Block, cost: int) -> Block:
+        block = shelf.cut(whole)
         if shelf.dropped or block.end == block.start:
             return block
-        cost = _BLOCK_OVERHEAD + sum(record.cost for record in block.records)
+        if block is not whole:
+            cost = _BLOCK_OVERHEAD + sum(record.cost for record in block.records)
         self._evict((shelf, block.start))
         shelf.put(block)
         self._costs[shelf, block.start] = cost

@@ -18,8 +18,9 @@ from gateway.kafka.requests import LEADER_NOT_AVAILABLE, ListOffsets, Metadata, 
 
 TopicPartition = tuple[str, int]
 
-# Metadata and offsets are answered at once; they share one connection per broker.
+# What is answered at once shares a connection per broker.
 ASK: Final = "ask"
+METADATA: Final = "metadata"
 # One broker that does not answer must not use up the time in which others could.
 _METADATA_SECONDS: Final = 3.0
 
@@ -51,6 +52,7 @@ class Cluster:
         self.connected = False
         self.reason = "not connected yet"
         self.topic_ids = False
+        self._silent: set[Address] = set()
         self._settings = settings
         self._observer = observer
 
@@ -66,20 +68,23 @@ class Cluster:
     async def refresh(self, names: Iterable[str]) -> dict[str, TopicMetadata]:
         """Ask for these topics and return what was told of them; creates no topic.
 
-        Known brokers are asked in random order, then the bootstrap servers, so that a cluster whose brokers have all changed is
-        found again. Raises Unreachable when nobody answers.
+        Known brokers are asked in random order, those that were silent last, then the bootstrap servers, so that a cluster
+        whose brokers have all changed is found again. Raises Unreachable when nobody answers.
         """
         request = Metadata(sorted(names))
         timeout = min(_METADATA_SECONDS, self._settings.request_timeout)
         known = list(self.brokers.values())
         random.shuffle(known)
+        known.sort(key=self._silent.__contains__)
         failed = Unreachable(None, "no bootstrap server")
         for address in dict.fromkeys([*known, *self._settings.addresses]):
             try:
-                response = await self.connections.send(address, request, group=ASK, timeout=timeout)
+                response = await self.connections.send(address, request, group=METADATA, timeout=timeout)
             except Unreachable as error:
                 failed = error
+                self._silent.add(address)
                 continue
+            self._silent.discard(address)
             return self._learn(response)
         self._note(failed.reason)
         self._observer.kafka_error("UNREACHABLE")

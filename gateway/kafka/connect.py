@@ -34,6 +34,7 @@ _FAULTS: Final = (OSError, KafkaError, NotImplementedError, ValueError, Assertio
 class KafkaSettings:
     """How to reach the cluster.
 
+    `bootstrap_servers` are "host:port"; one may also be a list of several, with commas.
     `security_protocol` is PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL; `sasl_mechanism` PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
     `request_timeout` bounds one request other than a long poll, connecting included, in seconds; `metadata_max_age` is the
     time in seconds after which new partitions are seen.
@@ -56,7 +57,7 @@ class KafkaSettings:
     @property
     def addresses(self) -> list[Address]:
         """The bootstrap servers in random order; a missing port is 9092."""
-        return [(host, port) for host, port, _ in collect_hosts(list(self.bootstrap_servers))]
+        return [(host, port) for host, port, _ in collect_hosts(",".join(self.bootstrap_servers)) if host]
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Build the TLS context, None for plaintext. Raises OSError or ssl.SSLError for files that cannot be used."""

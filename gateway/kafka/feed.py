@@ -52,15 +52,20 @@ _SMALL: Final = 10_000
 
 
 class Followed:
-    """A topic that is live. `known` is set once its partitions were open, or found wanting, for the first time."""
+    """A topic that is live.
 
-    __slots__ = ("known", "lives", "missing_since", "topic")
+    `known` is set once its partitions were open, or found wanting, for the first time; `opening` counts the leaders that are
+    still being asked for bounds.
+    """
+
+    __slots__ = ("known", "lives", "missing_since", "opening", "topic")
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
         self.lives: dict[int, Live] = {}
         self.known = asyncio.Event()
         self.missing_since: float | None = None
+        self.opening = 0
 
 
 class Feed:
@@ -262,8 +267,7 @@ class Feed:
             live.node = self._cluster.leader(*live.place)
         for live in moved:
             self._move(live)
-        if fresh:
-            self._spawn(lambda: self._open(followed, fresh))
+        self._open_all(followed, fresh)
         return bool(fresh or moved)
 
     def _absent(self, followed: Followed, now: float) -> bool:
@@ -333,12 +337,21 @@ class Feed:
         self._leave(live)
         live.node = self._cluster.leader(*live.place)
         live.nudge.set()
-        if live.error or live.position is None:
+        if live.place in self._sick or live.position is None:
             return
         if live.node is None:
             self.admit(live, _NO_LEADER)
         else:
             self._lane(live.node).add(live)
+
+    def _open_all(self, followed: Followed, lives: Iterable[Live]) -> None:
+        """Open tails, each leader's apart: one that does not answer must not hold up the others."""
+        by_node: dict[int | None, list[Live]] = {}
+        for live in lives:
+            by_node.setdefault(live.node, []).append(live)
+        for group in by_node.values():
+            followed.opening += 1
+            self._spawn(lambda group=group: self._open(followed, group))  # type: ignore[misc]
 
     async def _open(self, followed: Followed, lives: Iterable[Live]) -> None:
         """Open the tails of partitions that were just learnt of; those that cannot be opened are nursed."""
@@ -356,7 +369,9 @@ class Feed:
                 self.admit(live, _NO_LEADER)
             else:
                 self._lane(live.node).add(live)
-        followed.known.set()
+        followed.opening -= 1
+        if not followed.opening:
+            followed.known.set()
 
     def _start(self, live: Live, latest: Listed | None, earliest: Listed | None) -> str:
         """Open, or open again, a tail between the bounds that the leader told; return what is wrong with them."""

@@ -305,15 +305,15 @@ class Lane:
         moved, pacer = False, Pacer()
         try:
             for part in await self._fetch(batch, max_wait, group, self._stall):
-                live = by_place[part.topic, part.partition]
-                if live.flight is not flight:
+                served = by_place.get((part.topic, part.partition))
+                if served is None or served.flight is not flight:
                     continue
-                error = self._verdict(live, part)
+                error = self._verdict(served, part)
                 if not part.error:
-                    moved |= await self._feeding.take(live, part, flight, pacer)
-                    error = error or (CORRUPT if live.corrupt else "")
-                if error and live.flight is flight:
-                    self._ward.admit(live, error)
+                    moved |= await self._feeding.take(served, part, flight, pacer)
+                    error = error or (CORRUPT if served.corrupt else "")
+                if error and served.flight is flight:
+                    self._ward.admit(served, error)
                 await pacer.pause()
         finally:
             for live in batch:

@@ -211,7 +211,7 @@ class Producer:
     def _build(self) -> Producing:
         settings = self._settings
         producer: Producing = AIOKafkaProducer(
-            bootstrap_servers=list(settings.bootstrap_servers),
+            bootstrap_servers=",".join(settings.bootstrap_servers),
             client_id=settings.client_id,
             acks="all",
             enable_idempotence=True,

@@ -167,11 +167,9 @@ async def test_administration(broker, config):
     admin = AdminClient(config)
 
     def create():
-        for futures in (
-            admin.create_topics([NewTopic("t", 2, 1, config={"retention.ms": "5000"})]),
-            admin.create_partitions([NewPartitions("t", 3)]),
-        ):
-            assert [one.result(SECONDS) for one in futures.values()] == [None]
+        created = admin.create_topics([NewTopic("t", 2, 1, config={"retention.ms": "5000"})])
+        assert created["t"].result(SECONDS) is None
+        assert admin.create_partitions([NewPartitions("t", 3)])["t"].result(SECONDS) is None
         resource = ConfigResource(ConfigResource.Type.TOPIC, "t")
         configs = admin.describe_configs([resource])[resource].result(SECONDS)
         return admin.describe_topics(TopicCollection(["t"]))["t"].result(SECONDS), configs["retention.ms"].value

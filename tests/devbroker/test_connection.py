@@ -125,6 +125,20 @@ async def test_other_changes_wake_a_long_poll_too(connect, what):
         assert partition(await client.answer(Api.FETCH, 4))["error_code"] == expected
 
 
+async def test_an_open_transaction_does_not_answer_a_long_poll_and_its_end_does(broker, connect, topic):
+    client = await connect(broker)
+    client.send(Api.FETCH, 4, **fetch_body())
+    await broker.until_parked("t", 0)
+    transaction = broker.transaction()
+    for _ in range(3):
+        transaction.append("t", 0, [b"not yet"])
+        await broker.until_parked("t", 0)
+    assert broker.requests[Api.FETCH] == 1
+    transaction.commit()
+    found = partition(await client.answer(Api.FETCH, 4))
+    assert (found["highwater_offset"], found["last_stable_offset"], bool(found["message_set"])) == (4, 4, True)
+
+
 async def test_a_peer_that_leaves_is_not_waited_for(broker, connect, topic):
     client = await connect(broker)
     client.send(Api.FETCH, 4, **fetch_body())

@@ -7,10 +7,9 @@ import shutil
 import pytest
 
 KCAT = shutil.which("kcat")
-pytestmark = [
-    pytest.mark.kcat,
-    pytest.mark.skipif(KCAT is None and not os.environ.get("CI"), reason="kcat is not on the PATH (Debian: kcat)"),
-]
+if KCAT is None and not os.environ.get("CI"):
+    pytest.skip("kcat is not on the PATH (Debian: kcat)", allow_module_level=True)
+pytestmark = pytest.mark.kcat
 
 
 async def kcat(broker, *arguments: str, given: bytes = b"") -> bytes:

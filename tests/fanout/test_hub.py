@@ -1,7 +1,5 @@
 """The hub, verb by verb: who is woken, with which moment, and what is counted."""
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -392,7 +390,6 @@ def test_a_deadline_wakes_at_the_next_tick_and_not_before(hub: Hub) -> None:
     first, second = parked(hub, ("a", None), deadline=5.01), parked(hub, ("a", b"x"), deadline=7.0)
     assert hub.waiters() == [first, second]
     assert hub.expire(5.0) == hub.expire(5.02) == 0
-    hub.append("a", 0, [record(10, b"unrelated")], end=11, log_start=0) if not first.parked else None
     assert hub.expire(5.11) == 1
     assert (first.parked, first.why, second.parked) == (False, TIMEOUT, True)
     assert first.moment["a"].offsets == {0: 10, 1: 10}
@@ -519,7 +516,6 @@ def test_a_failing_call_of_the_shell_loses_no_waiter(hub: Hub) -> None:
 
     hub._on_woken = fail
     waiter = parked(hub, ("a", None))
-    append: Callable[[], int] = lambda: hub.append("a", 0, [record(10)], end=11, log_start=0)  # noqa: E731
     with pytest.raises(RuntimeError):
-        append()
+        hub.append("a", 0, [record(10)], end=11, log_start=0)
     assert hub.take(9) == [waiter]

@@ -465,7 +465,7 @@ class Model(RuleBasedStateMachine):
         if not (reading.messages or reading.lost or reading.up_to_date or reading.failed):
             assert reading.position != position, "no progress"
         if reading.failed:
-            assert not reading.up_to_date
+            assert not reading.at_tail
 
     @staticmethod
     def restarted(before: TopicPosition, after: TopicPosition) -> bool:

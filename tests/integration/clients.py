@@ -107,25 +107,24 @@ class Connection:
 
 @dataclass
 class Chain:
-    """What one client got along its cursor chain: messages in the order in which they came, and what was told lost."""
+    """What one client got along its cursor chain, in the order in which it came: where it was, its value, what was told lost.
 
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    Not the messages whole: millions of those would keep the garbage collector busy.
+    """
+
+    spots: list[Spot] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.spots)
 
     def take(self, answer: Answer) -> None:
         """Add an answer."""
-        self.messages += answer.messages
+        for message in answer.messages:
+            self.spots.append((message["partition"], message["offset"]))
+            self.values.append(message["value"])
         self.lost += answer.lost
-
-    @property
-    def values(self) -> list[Any]:
-        """The values, in the order in which they came."""
-        return [message["value"] for message in self.messages]
-
-    @property
-    def spots(self) -> list[Spot]:
-        """Where they were, in the order in which they came."""
-        return [(message["partition"], message["offset"]) for message in self.messages]
 
 
 def by_partition(spots: Iterable[Spot]) -> dict[int, list[int]]:
@@ -180,12 +179,12 @@ class Client(Connection):
                 while not enough(self.chain):
                     self.check(await self.poll(**parameters))
         except TimeoutError:
-            raise AssertionError(f"after {timeout} s only {len(self.chain.messages)} messages came") from None
+            raise AssertionError(f"after {timeout} s only {len(self.chain)} messages came") from None
         return self.chain
 
     async def read(self, count: int, **given: Any) -> Chain:
         """Poll until `count` messages have come."""
-        return await self.read_until(lambda chain: len(chain.messages) >= count, **given)
+        return await self.read_until(lambda chain: len(chain) >= count, **given)
 
     async def catch_up(self, *, timeout: float = 20.0, **parameters: Any) -> Chain:
         """Poll without waiting until there is nothing more."""

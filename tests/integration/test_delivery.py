@@ -41,7 +41,7 @@ def messages(count: int, rng: random.Random) -> list[Message]:
     for number in range(count):
         room = rng.randrange(ROOMS)
         partition = None if room % 2 else rng.randrange(PARTITIONS)
-        found.append(Message(json.dumps({"n": number}).encode(), str(room).encode(), partition))
+        found.append(Message(json.dumps(number).encode(), str(room).encode(), partition))
     return found
 
 
@@ -50,7 +50,7 @@ async def produce_in_bursts(broker: BrokerHandle, topic: str, given: list[Messag
     written: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     at = 0
     while at < len(given):
-        burst = given[at : at + rng.randrange(1, 800)]
+        burst = given[at : at + rng.randrange(1, 1_600)]
         at += len(burst)
         for message, place in zip(burst, await broker.produce(topic, *burst), strict=True):
             written[int(message.key or b"")][place.partition].append(place.offset)
@@ -77,7 +77,7 @@ class Visitor:
 
     def has(self, count: int) -> bool:
         """Tell whether so many messages have come."""
-        return len(self.client.chain.messages) >= count
+        return len(self.client.chain) >= count
 
     async def _leave(self) -> None:
         self.left += 1

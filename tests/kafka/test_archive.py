@@ -1,6 +1,7 @@
 """Cold reads: blocks that readers share, loads that nobody else's leaving disturbs, a bounded cache."""
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ def fill(dev, count: int, *, size: int = 100, per_batch: int = 10, topic: str = 
 
 @pytest.fixture
 async def filled(dev, rig):
-    """A log that follows `t` with 3,000 records in partition 0; blocks are of about 16 KB."""
+    """Follow `t` with 3,000 records in partition 0; blocks are of about 16 KB."""
     fill(dev, 3000)
     one = await rig(dev.address)
     one.log.archive._block_bytes = 16_000
@@ -154,40 +155,57 @@ async def test_an_end_that_compaction_emptied_is_passed(dev, rig):
     assert [record.offset for record in await one.cold("t", 0, 0, 10)] == [0, 1, 2, 3, 4]
 
 
-async def test_nothing_from_slow_remote_storage_is_no_hole(filled, monkeypatch):
-    archive, plain, empty = filled.log.archive, filled.log.archive._fetch, []
-
-    async def fetch(shelf, node, start, number):
-        part = await plain(shelf, node, start, number)
-        if start == 0 and len(empty) < 2:
-            empty.append(start)
-            return part._replace(data=part.data[:0])
-        return part
-
-    monkeypatch.setattr(archive, "_fetch", fetch)
-    assert [record.offset for record in await filled.cold("t", 0, 0, 20)] == list(range(20))
-    assert len(empty) == 2
-
-
-async def test_a_throttled_answer_and_half_a_batch_are_asked_for_again(filled, monkeypatch):
-    cluster, plain, odd = filled.log.cluster, filled.log.cluster.send, []
+@pytest.fixture
+def answers(filled, monkeypatch):
+    """Change what the broker answers to cold fetches: the first ones by the functions in the list."""
+    changes, plain = [], filled.log.cluster.send
 
     async def send(node, request, *, group, **options):
         parts = await plain(node, request, group=group, **options)
-        if group[0] == "archive" and len(odd) < 2:
-            odd.append(1)
-            return [] if len(odd) == 1 else [parts[0]._replace(data=parts[0].data[:50])]
-        return parts
+        return changes.pop(0)(parts) if group[0] == "archive" and changes else parts
 
-    monkeypatch.setattr(cluster, "send", send)
+    monkeypatch.setattr(filled.log.cluster, "send", send)
+    return changes
+
+
+def nothing(parts):
+    return [parts[0]._replace(data=parts[0].data[:0])]
+
+
+async def test_nothing_from_slow_remote_storage_is_no_hole(filled, answers):
+    """It is asked for again as long as the last record of the log is there."""
+    answers += [nothing, list, nothing, list]
     assert [record.offset for record in await filled.cold("t", 0, 0, 20)] == list(range(20))
-    assert len(odd) == 2
+    assert not answers
 
 
-async def test_a_leader_that_moved_is_found(filled, dev):
-    with dev.faults.error(6, Api.FETCH, times=2):
-        assert len(await filled.cold("t", 0, 0, 100)) == 100
-    assert filled.watch.errors
+async def test_a_throttled_answer_and_half_a_batch_are_asked_for_again(filled, answers):
+    answers += [lambda parts: [], lambda parts: [parts[0]._replace(data=parts[0].data[:50])]]
+    assert [record.offset for record in await filled.cold("t", 0, 0, 20)] == list(range(20))
+    assert not answers
+
+
+async def test_a_leader_that_moved_is_found(filled, answers):
+    answers += [lambda parts: [parts[0]._replace(error=6)]] * 2
+    assert len(await filled.cold("t", 0, 0, 100)) == 100
+    assert filled.watch.errors["NOT_LEADER_FOR_PARTITION"] == 2
+
+
+async def test_a_log_start_that_moves_while_it_is_asked_for(filled, answers):
+    out_of_range = [lambda parts: [parts[0]._replace(error=1)]] * 2
+    answers += out_of_range
+    assert len(await filled.cold("t", 0, 0, 100)) == 100
+    assert not answers
+
+
+async def test_a_block_ends_where_the_next_known_one_begins(filled):
+    late = await filled.log.read("t", 0, 600, 3000)
+    assert late.start == 512
+    before = await filled.cold("t", 0, 0, 3000)
+    assert [record.offset for record in before] == list(range(3000))
+    shelf = filled.log.archive._shelves["t", 0]
+    assert 512 in {block.end for block in shelf.blocks.values()}
+    assert filled.log.archive.cost == sum(300 + sum(record.cost for record in block.records) for block in shelf.blocks.values())
 
 
 async def test_bounds_that_cannot_be_had_at_once_are_asked_for_again(filled, dev):
@@ -272,7 +290,7 @@ def test_blocks_on_a_shelf_never_overlap_and_are_found_by_any_offset_in_them(wan
             shelf.put(block)
     bounds = sorted((block.start, block.end) for block in shelf.blocks.values())
     assert [start for start, _ in bounds] == shelf.starts
-    assert all(end <= start for (_, end), (start, _) in zip(bounds, bounds[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(bounds))
     found = shelf.find(offset)
     assert (found is not None) == any(start <= offset < end for start, end in bounds)
     for block in shelf.blocks.values():

@@ -1,6 +1,7 @@
 """The feed and its lanes: sick partitions, leaders that move or stall, topics that come, go and retire."""
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -378,3 +379,125 @@ async def test_a_partition_that_appears_late_is_opened_at_the_end_if_it_is_long(
     one.log.feed.urge()
     await eventually(lambda: len(topic.tails) == 5)
     assert (topic.tails[3].start, topic.tails[4].start) == (0, 6)
+
+
+async def test_a_broker_that_lags_behind_takes_no_partition_away(dev, rig, monkeypatch):
+    """The same topic never shrinks, so fewer partitions with the same id are old news."""
+    one = await rig(dev.address, metadata_max_age=0.05)
+    topic = await one.follow("t")
+    plain, stale = one.log.cluster._learn, []
+
+    def learn(response):
+        told = plain(response)
+        stale.append(1)
+        known = told["t"]
+        return {"t": type(known)(known.topic_id, {0: known.leaders[0]}, 0)}
+
+    monkeypatch.setattr(one.log.cluster, "_learn", learn)
+    await eventually(lambda: len(stale) > 3)
+    assert (topic.partition_count, sorted(topic.tails)) == (3, [0, 1, 2])
+
+
+async def test_without_topic_ids_fewer_partitions_mean_another_topic(dev, rig, monkeypatch):
+    one = await rig(dev.address, metadata_max_age=0.05)
+    plain, leaders = one.log.cluster._learn, {0: 1, 1: 1, 2: 1}
+
+    def learn(response):
+        return {"t": type(plain(response)["t"])(None, dict(leaders), 0)}
+
+    monkeypatch.setattr(one.log.cluster, "_learn", learn)
+    topic = await one.follow("t")
+    assert (topic.topic_id, sorted(topic.tails)) == (None, [0, 1, 2])
+    del leaders[2]
+    await eventually(lambda: sorted(topic.tails) == [0, 1])
+    assert topic.partition_count == 2
+
+
+async def test_answers_for_what_was_not_asked_are_left_alone(dev, rig, monkeypatch):
+    one = await rig(dev.address)
+    await one.follow("t")
+    plain = one.log.cluster.send
+
+    async def send(node, request, **options):
+        parts = await plain(node, request, **options)
+        return [parts[0]._replace(topic="u"), *parts] if type(request).__name__ == "Fetch" else parts
+
+    monkeypatch.setattr(one.log.cluster, "send", send)
+    for i in range(5):
+        dev.append("t", 0, [b"%d" % i])
+        await one.has("t", i + 1)
+    assert one.watch.errors == {}
+
+
+async def test_a_partition_that_leaves_while_its_answer_is_decoded_gets_no_more_of_it(dev, rig, monkeypatch):
+    """An answer counts only while the partition still belongs to its request."""
+    one = await rig(dev.address)
+    await one.follow("t")
+    await dev.until_parked("t", 0)
+    live = one.log.feed._topics["t"].lives[0]
+    assert repr(live) == "<Live t-0 at 0 on 1 well>"
+    plain, taken = one.hub.append, []
+
+    def append(topic, partition, records, **bounds):
+        taken.append(len(records))
+        woken = plain(topic, partition, records, **bounds)
+        if len(taken) == 1:
+            live.flight = None
+        return woken
+
+    monkeypatch.setattr(one.hub, "append", append)
+    dev.append("t", 0, [b"x"] * 3000)
+    await one.has("t", 3000)
+    assert [record.offset for record in one.held("t")] == list(range(3000))
+    assert taken[:1] == [1000]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_under_faults_every_record_comes_once_and_in_order(cluster, rig, seed):
+    """Connections break, answers get lost, leaders move, partitions answer with errors, transactions end either way."""
+    chance = random.Random(seed)
+    one = await rig(cluster.address, max_wait=0.1, stall=0.3, metadata_max_age=0.2)
+    await one.follow("t")
+    wanted: dict[int, list[bytes]] = {partition: [] for partition in range(6)}
+
+    def transact(number: int, partition: int) -> None:
+        values = [b"%d-%d" % (number, i) for i in range(3)]
+        transaction = cluster.transaction(f"x{number}")
+        transaction.append("t", partition, values)
+        if chance.random() < 0.5:
+            transaction.abort()
+        else:
+            transaction.commit()
+            wanted[partition] += values
+
+    for number in range(300):
+        partition = chance.randrange(6)
+        match chance.randrange(12):
+            case 0:
+                cluster.faults.drop(Api.FETCH, processed=chance.random() < 0.5)
+            case 1:
+                cluster.faults.error(chance.choice([6, 3, 9, 56]), Api.FETCH, partition=partition, times=chance.randrange(1, 4))
+            case 2:
+                cluster.move_leader("t", partition, chance.randrange(1, 4))
+            case 3:
+                await cluster.disconnect()
+            case 4:
+                cluster.faults.error(5, Api.METADATA, times=1)
+            case 5:
+                transact(number, partition)
+            case 6:
+                await asyncio.sleep(chance.random() / 20)
+            case _:
+                codec = chance.choice(["none", "gzip", "snappy", "lz4", "zstd"])
+                values = [b"%d-%d" % (number, i) for i in range(chance.randrange(1, 50))]
+                cluster.append("t", partition, values, codec=codec)
+                wanted[partition] += values
+        await asyncio.sleep(0)
+    cluster.faults.clear()
+    for partition, values in wanted.items():
+        assert await one.has("t", len(values), partition, timeout=20) == values
+    await eventually(lambda: one.log.status().sick == [], timeout=20)
+    assert one.watch.errors["INTERNAL"] == 0
+    for partition, values in wanted.items():
+        cold = await one.cold("t", partition, 0, await one.log.end("t", partition))
+        assert [record.value for record in cold] == values

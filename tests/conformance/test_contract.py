@@ -1,0 +1,29 @@
+"""Every case of the HTTP contract, against a live gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from conformance.cases import Conversation, load
+from livegateway import Background, background
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Background]:
+    """A gateway with one record in its topic `news`."""
+    limits = {"limits": {"address": None, "polls": None, "publishes": None}}
+    server = {"server": {"max_body_bytes": 4096, "max_head_bytes": 12_000}}
+    with background(**limits, **server) as running:
+        running.live.broker.append("news", 0, [b'{"n":1}'], timestamp_ms=1_700_000_000_000)
+        yield running
+
+
+CASES = list(load())
+
+
+@pytest.mark.parametrize("steps", [steps for _, steps in CASES], ids=[name for name, _ in CASES])
+def test_the_contract_holds(gateway: Background, steps: list[Mapping[str, Any]]) -> None:
+    """What is sent is answered as the case says."""
+    Conversation({"public": gateway.port, "admin": gateway.admin_port}).run(steps)
