@@ -167,6 +167,15 @@ class CursorReset(GatewayError):
         )
 
 
+class Superseded(GatewayError):
+    """A newer poll of the same name took over; this one is not to be repeated."""
+
+    code = "superseded"
+
+    def __init__(self) -> None:
+        super().__init__("A newer poll took over. Do not repeat this one.")
+
+
 class CursorExpired(GatewayError):
     """Retention passed the cursor on a channel with `on_loss: fail`; `cursor` is the earliest one."""
 

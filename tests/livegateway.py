@@ -71,11 +71,11 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def configuration(kafka: str, **sections: Any) -> Config:
+def configuration(address: str, /, **sections: Any) -> Config:
     """Read the configuration of the tests with `sections` laid over it."""
     import yaml  # noqa: PLC0415
 
-    env = {"KAFKA": kafka, "ISSUER": ISSUER, "SECRET": SECRET, "OTHER_ISSUER": OTHER_ISSUER, "OTHER_SECRET": OTHER_SECRET}
+    env = {"KAFKA": address, "ISSUER": ISSUER, "SECRET": SECRET, "OTHER_ISSUER": OTHER_ISSUER, "OTHER_SECRET": OTHER_SECRET}
     return read(json.dumps(merged(yaml.safe_load(CONFIG), sections)), env)
 
 
@@ -170,7 +170,7 @@ class Live:
         return await self.ask("POST", target, headers=self.bearer(token, headers), data=body)
 
     async def metrics(self) -> dict[str, float]:
-        """Ask /metrics; samples by name{label values}."""
+        """Ask /metrics; samples by name{label values in the order of the labels' names}."""
         text = (await self.ask("GET", "/metrics", port=self.gateway.admin_port)).body.decode()
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
         return {_shown(sample): sample.value for sample in samples}
@@ -181,7 +181,8 @@ class Live:
 
 
 def _shown(sample: Any) -> str:
-    return f"{sample.name}{{{','.join(sample.labels.values())}}}" if sample.labels else str(sample.name)
+    labels = ",".join(value for _, value in sorted(sample.labels.items()))
+    return f"{sample.name}{{{labels}}}" if labels else str(sample.name)
 
 
 @contextlib.asynccontextmanager

@@ -60,13 +60,16 @@ def build(subscription: Subscription, reading: Reading) -> Answer:
 
 
 class Responses:
-    """The newest answers by what determines them, the least recently used ones forgotten over `max_bytes`.
+    """The newest answers by what determines them, the least recently used ones forgotten over `max_bytes` or `most` answers.
 
-    A key must hold all that the bytes depend on: the subscription, the position, and the versions of its topics.
+    A key must hold all that the bytes depend on: the subscription, the position, and the versions of its topics. So an answer
+    is of no use any more once its topics have moved on, and those who can share one are woken together: a few are enough,
+    where many would be garbage that the collector has to walk through again and again.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, most: int = 1_000) -> None:
         self._max_bytes = max_bytes
+        self._most = most
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
         self.cost = 0
 
@@ -86,5 +89,5 @@ class Responses:
             return
         self._answers[key] = answer
         self.cost += answer.cost
-        while self.cost > self._max_bytes:
+        while self.cost > self._max_bytes or len(self._answers) > self._most:
             self.cost -= self._answers.popitem(last=False)[1].cost

@@ -217,17 +217,19 @@ class Archive:
     async def _bring(self, shelf: Shelf, start: int, offset: int) -> Block:
         """Get the block that begins at `start`, if need be in several attempts; BrokerUnavailable after `patience`."""
         backoff = Backoff(0.05, 1.0)
+        reason: Exception | None = None
         try:
             async with asyncio.timeout(self._patience):
                 while True:
                     try:
                         return await self._attempt(shelf, start, offset, backoff.failures)
                     except (_Retry, Unreachable) as error:
-                        log.info("%s-%d: cold read at %d: %s", shelf.topic, shelf.partition, start, error)
+                        reason = error
                     self._urge()
                     await asyncio.sleep(backoff.next())
         except TimeoutError as error:
-            raise BrokerUnavailable from error
+            log.info("%s-%d: no cold read at %d: %s", shelf.topic, shelf.partition, start, reason or "no answer")
+            raise BrokerUnavailable from reason or error
 
     async def _attempt(self, shelf: Shelf, start: int, offset: int, failures: int) -> Block:
         place = (shelf.topic, shelf.partition)

@@ -10,7 +10,8 @@ at or past their first offset comes, and leave it at their abort marker; their t
 A batch that cannot be read (CRC, structure, codec) ends the decoding in front of it: `Decoder.corrupt` says where, and where
 reading could go on. Whether to retry or to give it up is for the caller to decide.
 
-The structs are packed and unpacked by hand: aiokafka's cost 17 ms of CPU for a fetch of 1,000 partitions, these 2.
+The structs are packed and unpacked by hand: aiokafka's take 3.9 ms of CPU for a fetch of 1,000 idle partitions, these 1.7, and
+they leave the record data where it is.
 """
 
 from __future__ import annotations

@@ -113,6 +113,11 @@ class Feeding:
         if live.flight is not flight or live.position is None:
             return False
         before = live.position, live.log_start
+        live.stable_end, live.high_watermark = part.stable_end, part.high_watermark
+        if not part.data and part.log_start <= live.log_start:
+            # The common case among a thousand quiet partitions.
+            live.corrupt = None
+            return False
         count = 0
 
         def take(records: list[Record], end: int) -> bool:
@@ -124,7 +129,6 @@ class Feeding:
             return True
 
         live.log_start = max(live.log_start, part.log_start)
-        live.stable_end, live.high_watermark = part.stable_end, part.high_watermark
         decoder = await decode(part, live.position, take, pacer)
         if live.flight is not flight:
             return True
@@ -132,13 +136,13 @@ class Feeding:
         if (decoder.next, live.log_start) != (live.position, before[1]):
             self._append(live, [], decoder.next)
         moved = (live.position, live.log_start) != before
-        if moved:
+        if moved or grown:
             self._observer.fetched(
                 *live.place,
                 records=count,
                 size=len(part.data),
                 lag=max(0, part.stable_end - live.position),
-                unstable=max(0, part.high_watermark - part.stable_end),
+                unstable=unstable,
             )
         return moved
 

@@ -38,6 +38,7 @@ _NOT_SENT: Final = "not_sent"
 _UNKNOWN: Final = "unknown"
 _TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 _LOOKUP_AGE: Final = 1.0
+_BATCH_BYTES: Final = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +177,11 @@ class Producer:
     async def _metadata(self, topic: str, drafts: Sequence[Draft]) -> TopicMetadata | None:
         known = self._cluster.topics.get(topic)
         now = time.monotonic()
-        if known is not None and _can_take(known, drafts):
+        if known is not None and _can_take(known, drafts) and self._cluster.connected:
             return known
         if now - self._looked_up.get(topic, -math.inf) < _LOOKUP_AGE:
-            return known
+            # Handed over now it would wait in the producer and might be stored much later: "unknown" instead of "not sent".
+            return known if self._cluster.connected else None
         self._looked_up[topic] = now
         try:
             return (await self._cluster.refresh([topic])).get(topic)
@@ -216,6 +218,7 @@ class Producer:
             acks="all",
             enable_idempotence=True,
             linger_ms=int(self._linger * 1000),
+            max_batch_size=_BATCH_BYTES,
             max_request_size=self._max_bytes,
             request_timeout_ms=int(self._request_timeout * 1000),
             metadata_max_age_ms=int(settings.metadata_max_age * 1000),

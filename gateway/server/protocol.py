@@ -128,6 +128,8 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has already begun")
         response = problem_response(error, request_id)
+        # By the header as well: what could not be parsed counts as HTTP/1.0 here, where aiohttp leaves it out.
+        response.headers.update({"Connection": "close", "X-Request-Id": request_id})
         response.force_close()
         return response
 
@@ -136,7 +138,9 @@ class Connection(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; aiohttp's own error pages, raised outside the middleware (Expect), become problem documents."""
         if isinstance(resp, web.HTTPException):
-            resp = problem_response(from_http(resp, 0), secrets.token_hex(8))
+            request_id = secrets.token_hex(8)
+            resp = problem_response(from_http(resp, 0), request_id)
+            resp.headers["X-Request-Id"] = request_id
         return await super().finish_response(request, resp, start_time)
 
 

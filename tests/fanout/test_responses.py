@@ -86,3 +86,11 @@ def test_an_answer_that_is_there_is_not_charged_twice() -> None:
 def test_the_cost_of_an_answer_counts_all_that_grows() -> None:
     grown = Answer("c" * 10, b"b" * 100, Counter(), Counter(), tuple(range(50)))
     assert grown.cost == empty("").cost + 10 + 100 + 8 * 50
+
+
+def test_no_more_answers_than_the_bound_are_kept() -> None:
+    kept = Responses(1_000_000, 2)
+    for key in "abc":
+        kept.put(key, answer(600))
+    assert [key for key in "abc" if kept.get(key)] == ["b", "c"]
+    assert (len(kept), kept.cost) == (2, 1_200)

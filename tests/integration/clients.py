@@ -70,7 +70,9 @@ class Connection:
             self.drop()
             self._port = port
 
-    async def send(self, target: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
+    async def send(
+        self, target: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> None:
         """Write a request; the answer is left to `receive`."""
         head = f"{method} {target} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {self._token}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
@@ -139,7 +141,14 @@ class Client(Connection):
     """A subscriber with its cursor. `parameters` go with every poll, `start` only with those that have no cursor yet."""
 
     def __init__(
-        self, port: int, token: str, channels: Sequence[str], *, start: str | None = None, cursor: str | None = None, **parameters: Any
+        self,
+        port: int,
+        token: str,
+        channels: Sequence[str],
+        *,
+        start: str | None = None,
+        cursor: str | None = None,
+        **parameters: Any,
     ) -> None:
         super().__init__(port, token)
         self.cursor = cursor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -46,6 +47,7 @@ class Instance:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self._clients: list[Client] = []
+        self._polls: list[asyncio.Task[Answer]] = []
 
     @property
     def port(self) -> int:
@@ -58,8 +60,17 @@ class Instance:
         self._clients.append(client)
         return client
 
-    def drop_clients(self) -> None:
+    def park(self, client: Client, *, wait: float = 50) -> asyncio.Task[Answer]:
+        """Begin a poll that is held; it is ended with the gateway."""
+        poll = asyncio.get_running_loop().create_task(client.poll(wait=wait))
+        self._polls.append(poll)
+        return poll
+
+    async def drop_clients(self) -> None:
         """Close the connections of all clients that were made here."""
+        for poll in self._polls:
+            poll.cancel()
+        await asyncio.gather(*self._polls, return_exceptions=True)
         for client in self._clients:
             client.drop()
 
@@ -94,4 +105,4 @@ async def running(kafka: str | Mapping[str, Any], channels: Mapping[str, Any], *
         try:
             yield instance
         finally:
-            instance.drop_clients()
+            await instance.drop_clients()

@@ -45,7 +45,9 @@ def messages(count: int, rng: random.Random) -> list[Message]:
     return found
 
 
-async def produce_in_bursts(broker: BrokerHandle, topic: str, given: list[Message], rng: random.Random) -> dict[int, dict[int, list[int]]]:
+async def produce_in_bursts(
+    broker: BrokerHandle, topic: str, given: list[Message], rng: random.Random
+) -> dict[int, dict[int, list[int]]]:
     """Write records in bursts, and return the offsets of each room's records by partition."""
     written: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     at = 0

@@ -20,7 +20,7 @@ async def test_parked_clients_outlive_the_broker(broker: BrokerHandle):
         await broker.produce(topic, *(Message(b"%d" % n, b"%d" % (n % 8)) for n in range(100)))
         for client in clients:
             await client.catch_up()
-        parked = [asyncio.ensure_future(client.poll(wait=55)) for client in clients]
+        parked = [instance.park(client) for client in clients]
         await eventually(lambda: instance.parked == CLIENTS)
         ready = await instance.ready()
         assert (ready.status, ready.document["ready"]) == (200, True)
@@ -38,7 +38,7 @@ async def test_parked_clients_outlive_the_broker(broker: BrokerHandle):
         unknown = await instance.client("other").poll(wait=0)
         assert (unknown.status, unknown.document["code"]) == (503, "broker_unavailable")
         assert int(unknown.headers["retry-after"]) > 0
-        waiting = asyncio.ensure_future(newcomer.poll(wait=55))
+        waiting = instance.park(newcomer)
         await eventually(lambda: instance.parked == CLIENTS + 1)
 
         await broker.restart()
@@ -77,7 +77,9 @@ async def test_records_of_a_flapping_broker_come_once(broker: BrokerHandle, tcp_
             await client.begin()
         reading = [asyncio.ensure_future(client.read(3_000, timeout=60, wait=20)) for client in clients]
         for round_ in range(30):
-            await broker.produce(topic, *(Message(b'"%d %s"' % (n, b"x" * 500)) for n in range(round_ * 100, round_ * 100 + 100)))
+            await broker.produce(
+                topic, *(Message(b'"%d %s"' % (n, b"x" * 500)) for n in range(round_ * 100, round_ * 100 + 100))
+            )
             for proxy in proxies:
                 if round_ % 3 == 0:
                     proxy.reset()

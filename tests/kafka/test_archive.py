@@ -180,7 +180,7 @@ async def test_nothing_from_slow_remote_storage_is_no_hole(filled, answers):
 
 
 async def test_a_throttled_answer_and_half_a_batch_are_asked_for_again(filled, answers):
-    answers += [lambda parts: [], lambda parts: [parts[0]._replace(data=parts[0].data[:50])]]
+    answers += [lambda _parts: [], lambda parts: [parts[0]._replace(data=parts[0].data[:50])]]
     assert [record.offset for record in await filled.cold("t", 0, 0, 20)] == list(range(20))
     assert not answers
 

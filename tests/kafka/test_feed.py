@@ -251,6 +251,34 @@ async def test_a_batch_that_cannot_be_read_is_skipped_and_told(dev, rig, caplog)
     await eventually(lambda: one.log.status().sick == [])
 
 
+async def test_a_topic_that_retired_while_it_was_asked_for_stays_retired(dev, rig, monkeypatch):
+    one = await rig(dev.address, metadata_max_age=0.05)
+    await one.follow("t")
+    plain, told = one.log.cluster._learn, []
+
+    def learn(response):
+        told.append(1)
+        return plain(response) | {"never followed": plain(response)["t"]}
+
+    monkeypatch.setattr(one.log.cluster, "_learn", learn)
+    await eventually(lambda: len(told) > 2)
+    assert list(one.hub.topics) == ["t"]
+
+
+async def test_deleting_a_topic_while_its_tails_are_being_opened(dev, rig):
+    one = await rig(dev.address, metadata_max_age=0.1, patience=0.1)
+    with dev.faults.stall(Api.LIST_OFFSETS) as fault:
+        topic = await one.follow("t")
+        await fault.hit()
+        assert topic.tails == {}
+        dev.delete_topic("t")
+        await eventually(lambda: topic.partition_count == 0)
+    dev.create_topic("t")
+    await eventually(lambda: list(topic.tails) == [0])
+    dev.append("t", 0, [b"x"])
+    assert await one.has("t", 1) == [b"x"]
+
+
 async def test_topics_that_nobody_polls_retire(dev, rig):
     dev.create_topic("u")
     one = await rig(dev.address, retire_after=0.2, metadata_max_age=0.05)

@@ -10,7 +10,7 @@ from waiting import eventually
 from gateway.devbroker.schemas import Api
 from gateway.errors import BodyTooLarge, BrokerUnavailable, GatewayError
 from gateway.kafka.cluster import Cluster
-from gateway.kafka.connect import Connections, KafkaSettings
+from gateway.kafka.connect import Connections, KafkaSettings, Unreachable
 from gateway.kafka.produce import Draft, Produced, Producer
 
 
@@ -78,6 +78,21 @@ async def test_without_a_broker_nothing_was_sent_and_it_works_once_there_is_one(
     await eventually(sent)
     assert outcomes <= {"not_sent", "stored"}
     assert sum(len(dev.records("t", p)) for p in range(3)) == 1
+
+
+async def test_while_no_broker_is_known_to_answer_nothing_is_handed_over(dev, producer):
+    """What is handed over would be stored whenever a broker comes back; what is not may safely be sent again."""
+    await producer.send("t", None, b"first", partition=0, timeout=5)
+    await dev.stop()
+    with pytest.raises(Unreachable):
+        await producer._cluster.refresh([])
+    for _ in range(3):
+        with pytest.raises(BrokerUnavailable) as away:
+            await producer.send("t", None, b"x", partition=0, timeout=5)
+        assert away.value.outcome == "not_sent"
+    await dev.start()
+    await producer._cluster.refresh([])
+    assert (await producer.send("t", None, b"second", partition=0, timeout=5)).offset == 1
 
 
 async def test_an_unknown_topic_is_not_created_and_not_asked_for_all_the_time(dev, producer):

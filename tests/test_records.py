@@ -1,0 +1,56 @@
+"""Records: what they cost and when they are equal."""
+
+import tracemalloc
+
+import pytest
+
+from gateway.records import OVERHEAD_BYTES, Block, Record
+
+
+def test_the_cost_covers_twice_the_bytes_and_the_objects() -> None:
+    assert Record(0, 0, None, None).cost == OVERHEAD_BYTES
+    assert Record(0, 0, b"key", b"value").cost == OVERHEAD_BYTES + 2 * 8
+    headers = (("name", b"12"), ("n", None))
+    assert Record(0, 0, None, None, headers).cost == OVERHEAD_BYTES + 2 * (4 + 2 + 100 + 1 + 100)
+
+
+def test_the_overhead_is_not_less_than_a_record_takes() -> None:
+    """A record with key, value, and an encoded form of about the same length."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        held = []
+        for n in range(1_000):
+            record = Record(1_000_000 + n, 1_795_334_400_000 + n, b"key-%d" % n, bytes(100))
+            record.shown = (("json", ()), bytes(110))
+            held.append(record)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken <= sum(record.cost for record in held)
+
+
+def test_records_are_equal_by_what_was_produced() -> None:
+    record = Record(1, 2, b"k", b"v", (("h", b"x"),))
+    same = Record(1, 2, b"k", b"v", (("h", b"x"),))
+    same.shown = ("json", b"")
+    assert record == same
+    for other in (
+        Record(9, 2, b"k", b"v", (("h", b"x"),)),
+        Record(1, None, b"k", b"v", (("h", b"x"),)),
+        Record(1, 2, None, b"v", (("h", b"x"),)),
+        Record(1, 2, b"k", None, (("h", b"x"),)),
+        Record(1, 2, b"k", b"v"),
+        "a string",
+    ):
+        assert record != other
+
+
+def test_records_are_no_keys_and_say_what_they_are() -> None:
+    with pytest.raises(TypeError):
+        hash(Record(1, 2, b"k", b"v"))
+    assert repr(Record(1, 2, b"k", b"v")) == "<Record 1 key=b'k'>"
+
+
+def test_a_block_is_data() -> None:
+    assert Block(0, 5, [], 0, 9) == Block(0, 5, [], 0, 9)
