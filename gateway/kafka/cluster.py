@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,12 +44,16 @@ class Listed:
 
 
 class Cluster:
-    """Brokers and topics as last told. `connected` and `reason` say how the last attempt to ask went."""
+    """Brokers and topics as last told, and when (`told_at`, monotonic).
+
+    `connected` and `reason` say how the last attempt to ask went.
+    """
 
     def __init__(self, settings: KafkaSettings, connections: Connections, observer: Observer) -> None:
         self.connections = connections
         self.brokers: dict[int, Address] = {}
         self.topics: dict[str, TopicMetadata] = {}
+        self.told_at: dict[str, float] = {}
         self.connected = False
         self.reason = "not connected yet"
         self.topic_ids = False
@@ -151,6 +156,7 @@ class Cluster:
             leaders = {entry[1]: entry[2] for entry in partitions}
             told[name] = TopicMetadata(topic_id if topic_id and any(topic_id) else None, leaders, error)
         self.topics.update(told)
+        self.told_at.update(dict.fromkeys(told, time.monotonic()))
         self.topic_ids = with_ids
         self._note("")
         return told

@@ -385,7 +385,7 @@ class Feed:
             self._on_gone(live.topic)
         live.position = low if live.late and high - low <= _SMALL else high
         live.late = False
-        live.log_start, live.stable_end = low, high
+        live.log_start, live.stable_end, live.high_watermark = low, high, high
         self._hub.open(*live.place, start=live.position, log_start=low)
         return ""
 

@@ -113,8 +113,10 @@ class Feeding:
         if live.flight is not flight or live.position is None:
             return False
         before = live.position, live.log_start
+        unstable = max(0, part.high_watermark - part.stable_end)
+        grown = unstable != max(0, live.high_watermark - live.stable_end)
         live.stable_end, live.high_watermark = part.stable_end, part.high_watermark
-        if not part.data and part.log_start <= live.log_start:
+        if not part.data and part.log_start <= live.log_start and not grown:
             # The common case among a thousand quiet partitions.
             live.corrupt = None
             return False

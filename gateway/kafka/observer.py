@@ -12,7 +12,7 @@ class Observer(Protocol):
         """Count an error by its stable name: Kafka's own (NOT_LEADER_FOR_PARTITION) or UNREACHABLE, STALLED, CORRUPT, …."""
 
     def fetched(self, topic: str, partition: int, *, records: int, size: int, lag: int, unstable: int) -> None:
-        """Note what a live fetch brought: records, bytes on the wire.
+        """Note what a live fetch brought: records, bytes on the wire; also when only `unstable` changed.
 
         `lag` is the number of offsets below the last stable one that are still to be fetched, `unstable` the number of
         offsets above it (open transactions).

@@ -175,16 +175,18 @@ class Producer:
             raise _unavailable(_NOT_SENT)
 
     async def _metadata(self, topic: str, drafts: Sequence[Draft]) -> TopicMetadata | None:
-        known = self._cluster.topics.get(topic)
-        now = time.monotonic()
-        if known is not None and _can_take(known, drafts) and self._cluster.connected:
+        cluster, now = self._cluster, time.monotonic()
+        known = cluster.topics.get(topic)
+        age = now - cluster.told_at.get(topic, -math.inf)
+        # Topics that the feed follows are kept fresh by it; others are looked up.
+        if known is not None and cluster.connected and _can_take(known, drafts) and age < 2 * self._settings.metadata_max_age:
             return known
         if now - self._looked_up.get(topic, -math.inf) < _LOOKUP_AGE:
             # Handed over now it would wait in the producer and might be stored much later: "unknown" instead of "not sent".
-            return known if self._cluster.connected else None
+            return known if cluster.connected else None
         self._looked_up[topic] = now
         try:
-            return (await self._cluster.refresh([topic])).get(topic)
+            return (await cluster.refresh([topic])).get(topic)
         except Unreachable as error:
             raise _unavailable(_NOT_SENT, error) from error
 
@@ -228,16 +230,17 @@ class Producer:
 
     async def _hand_over(self, producer: Producing, topic: str, draft: Draft) -> asyncio.Future[Any] | GatewayError:
         try:
-            return await producer.send(topic, draft.value, draft.key, draft.partition, headers=list(draft.headers))
+            future = await producer.send(topic, draft.value, draft.key, draft.partition, headers=list(draft.headers))
         except _TOO_LARGE:
             return BodyTooLarge(self._max_bytes)
         except (KafkaError, AssertionError) as error:
             # The assertion: a partition that the topic does not have.
             return _unavailable(_NOT_SENT, error)
+        future.add_done_callback(_hear)
+        return future
 
     def _settle(self, future: asyncio.Future[Any]) -> Produced | GatewayError:
         if not future.done():
-            future.add_done_callback(_hear)
             return _unavailable(_UNKNOWN)
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
@@ -300,6 +303,6 @@ def _unavailable(outcome: str, cause: BaseException | None = None) -> BrokerUnav
 
 
 def _hear(future: asyncio.Future[Any]) -> None:
-    """Take note of an outcome that nobody waits for any more, so that asyncio does not complain of it."""
+    """Take note of an outcome, so that asyncio does not complain where nobody waits for it any more."""
     with contextlib.suppress(asyncio.CancelledError):
         future.exception()

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from confluent_kafka import Producer
 from integration.brokers import COMPACTED, Message
 from waiting import eventually
 
@@ -59,10 +60,12 @@ async def test_an_open_transaction_neither_shows_nor_spins(broker, rig, count_re
         assert one.hub.topics[topic].tails[0].end == 0
         assert await one.log.end(topic, 0) == 0
         assert await one.log.offsets(topic, LATEST) == {0: 0}
+        await eventually(lambda: one.watch.fetches and one.watch.fetches[-1][-1] == 3)
         await transaction.commit()
     assert await one.has(topic, 3) == [b"a", b"b", b"outside"]
     # The commit marker has an offset too, and the tail ends behind it.
     await eventually(lambda: one.hub.topics[topic].tails[0].end == 4)
+    assert one.watch.fetches[-1][-1] == 0
 
 
 async def test_aborted_records_are_never_seen(broker, rig):
@@ -207,6 +210,35 @@ async def test_what_the_producer_sent_is_read_back(broker, rig):
     assert stored.timestamp_ms == record.timestamp_ms or stored.timestamp_ms is None
     tomb = await one.log.producer.send(topic, b"key", None, partition=2, timeout=5)
     assert tomb.partition == 2
+
+
+async def test_a_batch_larger_than_any_bound_comes_whole(broker, rig):
+    """Brokers send the first batch whole, however little was asked for (KIP-74)."""
+    topic = await broker.create_topic(partitions=2)
+    one = await rig(broker.address)
+    one.log.feed._max_bytes = one.log.feed._partition_max_bytes = one.log.archive._block_bytes = 1000
+    await one.follow(topic)
+    large = bytes(range(256)) * 2000
+    await broker.produce(topic, *[Message(large, partition=p) for p in (0, 1, 0)])
+    assert await one.has(topic, 2, 0) == [large, large]
+    assert await one.has(topic, 1, 1) == [large]
+    assert [record.value for record in await one.cold(topic, 0, 0, 2)] == [large, large]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_codecs_of_other_producers(broker, rig, codec):
+    topic = await broker.create_topic()
+    one = await rig(broker.address)
+    await one.follow(topic)
+    await asyncio.to_thread(_produce_with_librdkafka, broker.address, topic, codec)
+    assert await one.has(topic, 100) == [b"%d" % i * 50 for i in range(100)]
+
+
+def _produce_with_librdkafka(address: str, topic: str, codec: str) -> None:
+    producer = Producer({"bootstrap.servers": address, "compression.type": codec, "linger.ms": 50, "log_level": 0})
+    for i in range(100):
+        producer.produce(topic, b"%d" % i * 50)
+    assert producer.flush(10) == 0
 
 
 async def test_without_a_broker_starting_works_and_following_says_so(rig, unused_tcp_port):

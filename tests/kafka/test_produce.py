@@ -95,6 +95,16 @@ async def test_while_no_broker_is_known_to_answer_nothing_is_handed_over(dev, pr
     assert (await producer.send("t", None, b"second", partition=0, timeout=5)).offset == 1
 
 
+async def test_a_topic_that_is_gone_is_noticed_before_the_hand_over(dev, producer):
+    await producer.send("t", None, b"first", partition=0, timeout=5)
+    dev.delete_topic("t")
+    producer._cluster.told_at["t"] -= 3600
+    producer._looked_up.clear()
+    with pytest.raises(BrokerUnavailable) as gone:
+        await producer.send("t", None, b"x", partition=0, timeout=5)
+    assert gone.value.outcome == "not_sent"
+
+
 async def test_an_unknown_topic_is_not_created_and_not_asked_for_all_the_time(dev, producer):
     dev.cluster.auto_create = True
     for _ in range(20):

@@ -231,7 +231,8 @@ async def test_urgent_channels_come_first(gateway: Live):
 async def test_a_long_scan_tells_its_progress():
     """History without a match: 200 without messages, a cursor further on, and `up_to_date` false."""
     async with live(subscribe={"scan_bytes": "64KiB"}, kafka={"tails_bytes": "1MiB", "tail_bytes": "64KiB", "cold_cache_bytes": "1MiB"}) as gateway:
-        gateway.broker.append("chat", 0, [(b"other", b"x" * 10_000) for _ in range(100)])
+        for _ in range(30):
+            gateway.broker.append("chat", 0, [(b"other", b"x" * 100_000)])
         gateway.broker.append("chat", 0, [(b"mine", b"1")])
         reply = await gateway.poll("chat/mine", token=token(rooms=["mine"]), from_="earliest")
         answers, cursors = 0, set()
