@@ -162,6 +162,7 @@ class Reader:
         self._scan_bytes = scan_bytes
         self._scan_seconds = scan_seconds
         self._clock = clock
+        self._turnstile = asyncio.Lock()
 
     async def begin(self, subscription: Subscription, cursor: str | None, start: From) -> Position:
         """Return the position at which a poll begins: its cursor's, and `start` for topics that the cursor lacks.
@@ -223,8 +224,18 @@ class Reader:
                     blocks.clear()
             elif seen.cold:
                 failed |= await self._load(seen.cold, blocks, skip)
+                await self._turn()
             else:
                 return seen, failed
+
+    async def _turn(self) -> None:
+        """Let pass one reader of history for each turn of the loop.
+
+        Going through a block and encoding what was found takes milliseconds. Twenty readers whose blocks come from the cache
+        would all be ready at once, and a live record would wait behind all of them.
+        """
+        async with self._turnstile:
+            await asyncio.sleep(0)
 
     async def _confirm(self, topic: str, partition: int, position: Position, confirmed: set[tuple[str, int]]) -> bool:
         """Ask the leader whether a position ahead of the tail is in the log; a broker that is away proves nothing."""

@@ -44,6 +44,7 @@ _NO_LEADER: Final = error_name(LEADER_NOT_AVAILABLE)
 # A broker that has just started may not know a topic yet: it counts as deleted when this long after it is still unknown.
 _MISSING_SECONDS: Final = 1.0
 _ABSENT_AGE: Final = 2.0
+_TROUBLED_AGE: Final = 0.5
 _LEAST_SPACING: Final = 0.02
 _STRIKES: Final = 3
 _SKIPS_KEPT: Final = 100
@@ -206,6 +207,10 @@ class Feed:
             self._ask_at(now + self._age())
 
     def _age(self) -> float:
+        """Return how soon metadata is asked for again if nobody urges."""
+        if self._sick or any(lane.error and lane.members for lane in self._lanes.values()):
+            # Their leaders are about to change, and nobody else will say when they have.
+            return min(self._max_age, _TROUBLED_AGE)
         absent = any(f.missing_since is not None or not f.topic.partition_count for f in self._topics.values())
         return min(self._max_age, _ABSENT_AGE) if absent else self._max_age
 

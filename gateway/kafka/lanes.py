@@ -208,6 +208,8 @@ class Lane:
 
     def add(self, live: Live) -> None:
         """Serve a partition from now on."""
+        if not self.members:
+            self.error = ""  # of a time when the leader was needed last
         self.members[live.place] = live
         self._added.set()
         if self._flying:

@@ -464,6 +464,27 @@ async def test_the_time_of_a_scan_is_bounded_as_well(world: World) -> None:
     assert (reading.messages, reading.up_to_date, offsets(reading.position)) == ([], False, {0: 12})
 
 
+async def test_histories_are_gone_through_by_one_reader_in_each_turn_of_the_loop(world: World) -> None:
+    """Blocks that are there at once for many make nobody else wait for all of them."""
+    world.kafka.create("a", 1)
+    world.history("a", 0, 4)
+    begin = await world.reader.begin(ALL, None, EARLIEST)
+    turn, ended = 0, []
+
+    async def live() -> None:
+        nonlocal turn
+        while len(ended) < 5:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def old() -> None:
+        assert len((await world.reader.read(ALL, begin)).messages) == 4
+        ended.append(turn)
+
+    await asyncio.gather(live(), *(old() for _ in range(5)))
+    assert len(set(ended)) == 5
+
+
 async def test_holes_up_to_the_tail_are_passed_in_one_step(world: World) -> None:
     """Compaction took all that was left."""
     world.kafka.create("a", 1)

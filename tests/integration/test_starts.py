@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-import datetime
+import datetime as dt
 import time
 
 import pytest
@@ -18,7 +18,7 @@ EPOCH_MS = int(time.time() * 1000) - 3_600_000
 
 def at(milliseconds: int) -> str:
     """Return RFC 3339 text of a time in ms."""
-    moment = datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

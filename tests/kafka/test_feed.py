@@ -130,6 +130,27 @@ async def test_a_stalled_node_whose_partitions_move_is_left(cluster, rig):
         assert time.monotonic() - began < 5
 
 
+async def test_the_new_leader_of_partitions_whose_old_one_died_is_found_soon(cluster, rig):
+    """Nobody says when it has been elected, so metadata is asked for steadily until then."""
+    one = await rig(cluster.address, max_wait=0.2, stall=1.0, metadata_max_age=60.0)
+    await one.follow("t")
+    with cluster.faults.stall(node=2):
+        await eventually(lambda: one.log.status().sick)
+        await asyncio.sleep(1.5)
+        cluster.move_leader("t", 1, 3)
+        cluster.move_leader("t", 4, 3)
+        cluster.append("t", 1, [b"x"])
+        began = time.monotonic()
+        await one.has("t", 1, 1)
+        assert time.monotonic() - began < 1.5
+        await eventually(lambda: one.log.status().sick == [])
+    assert one.log.feed._lanes[2].members == {}
+    cluster.move_leader("t", 1, 2)
+    cluster.append("t", 1, [b"y"])
+    await one.has("t", 2, 1)
+    assert one.log.status().sick == []
+
+
 async def test_leaders_move_and_nothing_is_lost_or_doubled(cluster, rig):
     one = await rig(cluster.address)
     await one.follow("t")
