@@ -310,8 +310,8 @@ class Gateway:
         await self.parking.drain(self._config.drain.window)
 
     async def stop(self) -> None:
-        """End everything, the newest first."""
-        self.parking.draining = True
+        """End everything, the newest first; polls that are parked still get their answer."""
+        await self.parking.drain(0.0)
         for listener in self._listeners:
             await listener.stop()
         for task in self._tasks:

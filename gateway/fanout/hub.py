@@ -172,7 +172,7 @@ class Hub:
         topic.partition_count = partitions
         topic.position = TopicPosition(known or before.id_hash, topic.position.offsets)
         topic.version += 1
-        self._wake_topic(topic, self._moment(topic, before), CHANGED)
+        self._wake_topic(topic, {**self._moment(), name: before}, CHANGED)
 
     def open(self, name: str, partition: int, *, start: int, log_start: int) -> None:
         """Make a partition readable: its tail is empty and begins at `start`.
@@ -185,7 +185,7 @@ class Hub:
         topic.tails[partition] = Tail(start=start, log_start=log_start)
         topic.partition_count = max(topic.partition_count, partition + 1)
         topic.moved({**topic.position.offsets, partition: start})
-        self._wake_topic(topic, self._moment(topic, before), CHANGED)
+        self._wake_topic(topic, {**self._moment(), name: before}, CHANGED)
 
     def append(self, name: str, partition: int, records: Sequence[Record], *, end: int, log_start: int) -> int:
         """Add what one fetch brought to a tail, and return the number of waiters that this woke.
@@ -210,7 +210,7 @@ class Hub:
         """Drop one partition's tail: it can no longer be followed. The topic's waiters read again, and keep their place."""
         topic = self.topics.get(name)
         if topic is not None and partition in topic.tails:
-            moment = self._moment(topic, topic.position)
+            moment = self._moment()
             self._drop(topic, (partition,))
             self._wake_topic(topic, moment, CHANGED)
 
@@ -218,7 +218,7 @@ class Hub:
         """Drop a topic that nobody polls any more. Waiters that are there all the same read again."""
         topic = self.topics.get(name)
         if topic is not None:
-            moment = self._moment(topic, topic.position)
+            moment = self._moment()
             self._drop(topic, tuple(topic.tails))
             self._wake_topic(topic, moment, CHANGED)
             del self.topics[name]
@@ -276,11 +276,8 @@ class Hub:
 
     # --- inside ---
 
-    def _moment(self, topic: Topic | None = None, before: TopicPosition | None = None) -> dict[str, TopicPosition]:
-        moment = {name: other.position for name, other in self.topics.items()}
-        if topic is not None and before is not None:
-            moment[topic.name] = before
-        return moment
+    def _moment(self) -> dict[str, TopicPosition]:
+        return {name: topic.position for name, topic in self.topics.items()}
 
     def _wake_readers(self, topic: Topic, partition: int, fresh: Sequence[Record], before: TopicPosition) -> int:
         woken: dict[Waiter, None] = {}
@@ -289,12 +286,12 @@ class Hub:
             if waiter.may_read(topic.name, partition, last):
                 woken[waiter] = None
         if topic.keyed:
-            for key, last in {record.key: record.offset for record in fresh}.items():
-                for waiter in topic.keyed.get(key, ()) if key is not None else ():
+            for key, last in {record.key: record.offset for record in fresh if record.key is not None}.items():
+                for waiter in topic.keyed.get(key, ()):
                     if waiter.may_read(topic.name, partition, last):
                         woken[waiter] = None
         if woken:
-            self._wake(list(woken), self._moment(topic, before), RECORDS)
+            self._wake(list(woken), {**self._moment(), topic.name: before}, RECORDS)
         return len(woken)
 
     def _wake_topic(self, topic: Topic, moment: Mapping[str, TopicPosition], why: Why) -> None:
@@ -317,10 +314,10 @@ class Hub:
         for name, key in waiter.interests:
             topic = self.topics[name]
             if key is None:
-                topic.whole.pop(waiter, None)
+                del topic.whole[waiter]
             else:
                 index = topic.keyed[key]
-                index.pop(waiter, None)
+                del index[waiter]
                 if not index:
                     del topic.keyed[key]
         tick = self._wheel[waiter._deadline_tick]  # noqa: SLF001

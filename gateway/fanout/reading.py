@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.fanout.cursor import Position, TopicPosition, check_width
+from gateway.fanout.cursor import Position, TopicPosition, check_width, partition_for
 from gateway.fanout.hub import Topic
 from gateway.fanout.tail import Tail
 from gateway.records import Block, Record
@@ -173,7 +173,7 @@ def _survey_topic(
     seen.position[topic.name] = TopicPosition(topic.id_hash or own.id_hash, own.offsets, count)
     if follows or (own.id_hash and not topic.id_hash):
         seen.at_tail = False
-    match = _Match(subscription.by_topic[topic.name], subscription.limit + 1)
+    match = _Match(subscription.by_topic[topic.name], subscription.limit + 1, count)
     for partition in sorted({*wanted, *own.offsets}):
         tail, place = topic.tails.get(partition), (topic.name, partition)
         if tail is None:
@@ -185,16 +185,14 @@ def _survey_topic(
             if place not in known.confirmed:
                 seen.ahead.append(place)
             continue
-        losing = subscription.losing(topic.name, partition, count) if offset is not None else ()
         seen.grown = seen.grown or offset is None
-        _survey_partition(place, tail, offset, losing, match, known, seen)
+        _survey_partition(place, tail, offset, match, known, seen)
 
 
 def _survey_partition(
     place: Place,
     tail: Tail,
     offset: int | None,
-    losing: Iterable[Selection],
     match: _Match,
     known: _Known,
     seen: Survey,
@@ -205,7 +203,7 @@ def _survey_partition(
     log_start = min(max(tail.log_start, block.log_start if block else 0), tail.start)
     start = log_start if offset is None else offset if offset >= tail.start else max(offset, log_start)
     if offset is not None and start > offset:
-        seen.lost += [Lost(selection, partition, offset, start) for selection in losing]
+        seen.lost += [Lost(selection, partition, offset, start) for selection in match.losing(partition)]
     items: list[tuple[Record, Sequence[Selection]]] = []
     end = start
     if start < tail.start:
@@ -226,11 +224,15 @@ def _survey_partition(
 
 
 class _Match:
-    """The selections of one topic, ready to filter; `most` bounds what is taken of one source."""
+    """The selections of one topic, ready to filter; `most` bounds what is taken of one source.
 
-    def __init__(self, selections: tuple[Selection, ...], most: int) -> None:
-        self.selections = selections
+    `count` is the number of partitions where only those of the keys are read, else 0.
+    """
+
+    def __init__(self, selections: tuple[Selection, ...], most: int, count: int) -> None:
         self.most = most
+        self._selections = selections
+        self._count = count
         self._whole = tuple(s for s in selections if s.key is None)
         self._keyed: dict[bytes, tuple[Selection, ...]] = {}
         for selection in selections:
@@ -242,6 +244,14 @@ class _Match:
         if record.key is None:
             return self._whole
         return self._keyed.get(record.key, self._whole)
+
+    def losing(self, partition: int) -> Sequence[Selection]:
+        """Return the selections that may have lost records of a partition."""
+        if not self._count:
+            return self._selections
+        own = [s for s in self._selections if partition_for(s.key or b"", self._count) == partition]
+        # A key's partition of before the count changed: whose it was is not known any more.
+        return own or self._selections
 
     def tail(self, tail: Tail, offset: int) -> list[tuple[Record, Sequence[Selection]]]:
         """Return what matches in a tail from `offset` on."""

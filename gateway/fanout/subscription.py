@@ -104,15 +104,6 @@ class Subscription:
             return range(partition_count)
         return {partition_for(s.key or b"", partition_count) for s in self.by_topic[topic]} if partition_count else ()
 
-    def losing(self, topic: str, partition: int, partition_count: int) -> Sequence[Selection]:
-        """Return the selections that may have lost records of a partition; `partition_count` is 0 if none is followed."""
-        selections = self.by_topic[topic]
-        if not partition_count:
-            return selections
-        own = [s for s in selections if partition_for(s.key or b"", partition_count) == partition]
-        # A key's partition of before the count changed: whose it was is not known any more.
-        return own or selections
-
     def position_at(self, moment: Mapping[str, TopicPosition]) -> Position:
         """Return the position of a reader that was at the end of all tails (see `Hub`)."""
         return {topic: moment[topic] for topic in self.topics}
@@ -126,6 +117,10 @@ class Log(Protocol):
 
         BrokerUnavailable if nothing was ever known of it and no broker can be asked.
         """
+        ...
+
+    async def renew(self, topic: str) -> None:
+        """Return once the brokers have told anew what a topic is, and the hub knows; BrokerUnavailable."""
         ...
 
     async def read(self, topic: str, partition: int, offset: int, until: int) -> Block:
@@ -211,10 +206,15 @@ class Reader:
         blocks: dict[Place, Block] = {}
         confirmed: set[Place] = set()
         skip: set[Place] = set()
+        renewed: set[str] = set()
         failed = False
         while True:
             seen = survey(subscription, self._hub.topics, position, blocks, confirmed, skip)
-            if seen.resets:
+            if not renewed.issuperset(seen.resets):
+                # Another instance may have heard of a new partition, or of a new topic of this name, before this one.
+                await _together(self._log.renew(name) for name in seen.resets)
+                renewed.update(seen.resets)
+            elif seen.resets:
                 position = await self._reset(subscription, position, seen.resets)
                 blocks.clear()  # they may be of the log that is no more
             elif seen.ahead:

@@ -108,7 +108,11 @@ class Cluster:
         address = self.brokers.get(node)
         if address is None:
             raise Unreachable(None, f"node {node} has left the cluster")
-        return await self.connections.send(address, request, group=group, timeout=timeout, exclusive=exclusive)
+        try:
+            return await self.connections.send(address, request, group=group, timeout=timeout, exclusive=exclusive)
+        except Unreachable:
+            self._silent.add(address)  # metadata had better be asked of another one
+            raise
 
     async def ping(self, node: int, *, timeout: float) -> None:  # noqa: ASYNC109  # see send
         """Raise Unreachable unless a node answers a question on a fresh connection within `timeout` seconds."""

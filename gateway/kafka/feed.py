@@ -46,6 +46,8 @@ _MISSING_SECONDS: Final = 1.0
 _ABSENT_AGE: Final = 2.0
 _TROUBLED_AGE: Final = 0.5
 _LEAST_SPACING: Final = 0.02
+_OPENING_SECONDS: Final = 1.0
+_RENEW_SPACING: Final = 0.25
 _STRIKES: Final = 3
 _SKIPS_KEPT: Final = 100
 # A partition that appears in a followed topic is read from its log start if it is not longer than this.
@@ -113,6 +115,10 @@ class Feed:
         self._due = 0.0
         self._not_before = 0.0
         self._spacing = Backoff(0.1, 2.0)
+        self._asked = 0
+        self._heard = 0
+        self._hearing = asyncio.Event()
+        self._renewed_at = -math.inf
 
     def __repr__(self) -> str:
         return f"<Feed {len(self._topics)} topics, {len(self._lanes)} leaders, sick: {sorted(self._sick) or 'none'}>"
@@ -131,6 +137,23 @@ class Feed:
         if not followed.known.is_set():
             await self._settle(followed)
         return followed.topic
+
+    async def renew(self, name: str) -> None:
+        """Return once metadata that was asked for after this call has been taken in; see `KafkaLog.renew`.
+
+        All who ask share one question, and there are only so many in a second, whatever cursors are presented.
+        """
+        wanted = self._asked + 1
+        now = time.monotonic()
+        if self._renewed_at <= now:
+            self._renewed_at = max(now, self._renewed_at + _RENEW_SPACING)
+        self._ask_at(self._renewed_at)
+        try:
+            async with asyncio.timeout(self._patience):
+                while self._heard < wanted:
+                    await self._hearing.wait()
+        except TimeoutError as error:
+            raise BrokerUnavailable from error
 
     def sick(self) -> list[tuple[str, int, str]]:
         """Return what is not followed as it should be: topic, partition (-1: the whole topic), error."""
@@ -189,6 +212,7 @@ class Feed:
             await self._until_due()
             self._due = math.inf
             self._retire(time.monotonic())
+            self._asked += 1
             try:
                 told = await self._cluster.refresh(self._topics)
             except Unreachable as error:
@@ -203,6 +227,9 @@ class Feed:
             now = time.monotonic()
             if self._apply(told, now):
                 self._spacing.reset()
+            self._heard = self._asked
+            self._hearing.set()
+            self._hearing = asyncio.Event()
             self._not_before = now + _LEAST_SPACING
             self._ask_at(now + self._age())
 
@@ -361,22 +388,32 @@ class Feed:
     async def _open(self, followed: Followed, lives: Iterable[Live]) -> None:
         """Open the tails of partitions that were just learnt of; those that cannot be opened are nursed."""
         waiting = {live.place: live for live in lives}
-        latest, earliest = await asyncio.gather(
-            self._cluster.list_offsets(waiting, LATEST), self._cluster.list_offsets(waiting, EARLIEST)
-        )
-        for place, live in waiting.items():
-            if live.gone:
-                continue
-            error = self._start(live, latest.get(place), earliest.get(place))
-            if error:
-                self.admit(live, error)
-            elif live.node is None:
-                self.admit(live, _NO_LEADER)
-            else:
-                self._lane(live.node).add(live)
+        backoff = Backoff(0.03, 0.3)
+        # The leader of a topic that was just created may not know yet that it is: that is no reason to miss its first records.
+        until = time.monotonic() + _OPENING_SECONDS
+        while waiting:
+            latest, earliest = await asyncio.gather(
+                self._cluster.list_offsets(waiting, LATEST), self._cluster.list_offsets(waiting, EARLIEST)
+            )
+            for place, live in list(waiting.items()):
+                error = "" if live.gone else self._start(live, latest.get(place), earliest.get(place))
+                if not error or live.node is None or time.monotonic() > until:
+                    del waiting[place]
+                    self._opened(live, error)
+            if waiting:
+                self.urge()
+                await asyncio.sleep(backoff.next())
         followed.opening -= 1
         if not followed.opening:
             followed.known.set()
+
+    def _opened(self, live: Live, error: str) -> None:
+        if live.gone:
+            return
+        if error or live.node is None:
+            self.admit(live, error or _NO_LEADER)
+        else:
+            self._lane(live.node).add(live)
 
     def _start(self, live: Live, latest: Listed | None, earliest: Listed | None) -> str:
         """Open, or open again, a tail between the bounds that the leader told; return what is wrong with them."""

@@ -174,6 +174,10 @@ class KafkaLog:
         """
         return await self.feed.follow(topic, now)
 
+    async def renew(self, topic: str) -> None:
+        """Return once the brokers have told anew what a live topic is, and the hub knows; BrokerUnavailable."""
+        await self.feed.renew(topic)
+
     async def read(self, topic: str, partition: int, offset: int, until: int) -> Block:
         """Return the block that holds `offset`: `block.start` <= `offset` < `block.end`.
 

@@ -121,8 +121,7 @@ class Listener:
         """The port in use."""
         if self._server is None:
             raise AssertionError("the listener has not started")
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        return self._port
 
     @property
     def connections(self) -> int:
@@ -146,6 +145,7 @@ class Listener:
             reuse_address=True,
             family=socket.AF_UNSPEC,
         )
+        self._port = self._server.sockets[0].getsockname()[1]
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections go on."""

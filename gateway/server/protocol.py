@@ -117,7 +117,12 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002  # aiohttp's signature
     ) -> web.StreamResponse:
-        """Answer what no handler saw: a head that cannot be parsed, or an error outside the middleware."""
+        """Answer what no handler saw: a head that cannot be parsed, or an error outside the middleware.
+
+        ConnectionError where there is nobody to be answered: aiohttp then closes.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
         request_id = secrets.token_hex(8)
         if status == web.HTTPBadRequest.status_code:
             error = from_parser(exc, line_limit=self.max_line_size, field_limit=self.max_field_size)

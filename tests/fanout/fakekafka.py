@@ -122,6 +122,11 @@ class FakeKafka:
         known.last_polled = now
         return known
 
+    async def renew(self, topic: str) -> None:
+        self.asked.append(("renew", topic))
+        self._waited()
+        self.describe(topic)
+
     async def read(self, topic: str, partition: int, offset: int, until: int) -> Block:
         """Return a block aligned to `block` offsets; an empty one if nothing is left from `offset` on."""
         self.asked.append(("read", topic, partition, offset, until))

@@ -265,6 +265,26 @@ def test_a_cursor_that_would_outgrow_its_bounds_is_refused(position: dict[str, T
         check_width(position)
 
 
+def exact(wide: int) -> dict[str, TopicPosition]:
+    """253 partitions, none of them 0; the first `wide` of them behind a gap that takes two bytes."""
+    offsets, partition = {}, 0
+    for n in range(253):
+        partition += 200 if n < wide else 2
+        offsets[partition] = 2**35 - 1
+    return {"a": TopicPosition(1, offsets, 5)}
+
+
+def test_a_cursor_may_have_2048_characters_and_no_more() -> None:
+    check_width(exact(2))
+    assert len(encode(exact(2))) == MAX_CHARACTERS
+    assert bind(decode(encode(exact(2))), ["a"]) == exact(2)
+    with pytest.raises(SubscriptionTooWide) as raised:
+        check_width(exact(3))
+    assert raised.value.detail.startswith("The channels cover 253 partitions; one subscription can hold 256 in")
+    with pytest.raises(CursorInvalid):
+        decode(encode(exact(3)))
+
+
 @given(st.integers(1, MAX_PARTITIONS), st.integers(0, 2), st.integers(0, 2**35 - 1), st.integers(0, 300))
 def test_the_width_check_weighs_what_encode_writes(count: int, gap: int, offset: int, followed: int) -> None:
     """Accepted exactly when the cursor fits once all its offsets have grown to 2^35."""
@@ -305,6 +325,18 @@ def test_an_entry_without_partitions_binds() -> None:
 def test_an_unknown_topic_id_hashes_to_0_and_no_other_does() -> None:
     assert id_hash(None) == id_hash(bytes(16)) == 0
     assert id_hash(b"\x01" * 16) not in (0, id_hash(b"\x02" * 16))
+
+
+def test_an_id_whose_hash_would_be_0_is_known_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Zero:
+        def __init__(self, data: bytes, *, digest_size: int) -> None:
+            self.size = digest_size
+
+        def digest(self) -> bytes:
+            return bytes(self.size)
+
+    monkeypatch.setattr("gateway.fanout.cursor.blake2b", Zero)
+    assert id_hash(b"\x01" * 16) == 1
 
 
 def test_hashes_never_change() -> None:

@@ -73,6 +73,7 @@ def test_topics_are_known_from_create_to_forget(hub: Hub) -> None:
     topic = hub.create("c")
     assert hub.create("c") is hub.topic("c") is topic
     assert (topic.topic_id, topic.partition_count, topic.id_hash, topic.tails, topic.parked) == (None, 0, 0, {}, 0)
+    assert (topic.version, topic.last_polled) == (0, 0.0)
     hub.forget("c")
     hub.forget("c")
     assert hub.topic("c") is None
@@ -86,12 +87,15 @@ def test_the_state_can_be_read_from_repr(hub: Hub) -> None:
 
 
 def test_describe_notes_id_and_count_and_wakes_with_the_position_before(hub: Hub) -> None:
+    for count in (1, 2):
+        hub.describe("c", topic_id=None, partitions=count)
+        assert hub.topics["c"].version == count
     waiter = parked(hub, ("c", None), ("a", None), position={"c": TopicPosition(0, {}), **at(10, 10)})
     version = hub.topics["c"].version
     hub.describe("c", topic_id=ID, partitions=3)
     topic = hub.topics["c"]
     assert (topic.topic_id, topic.partition_count, topic.id_hash) == (ID, 3, id_hash(ID))
-    assert topic.version > version
+    assert topic.version == version + 1
     assert (waiter.parked, waiter.why) == (False, CHANGED)
     assert waiter.moment["c"] == TopicPosition(0, {})
     assert waiter.moment["a"] == hub.topics["a"].position
@@ -454,6 +458,18 @@ def test_one_tail_keeps_to_its_own_budget_with_some_slack_for_the_next_records()
     assert (len(tail), tail.start, hub.cost) == (64, 0, 64 * OVERHEAD_BYTES)
     hub.append("a", 0, [record(64)], end=65, log_start=0)
     assert (len(tail), tail.start, hub.cost) == (62, 3, 62 * OVERHEAD_BYTES)
+
+
+def test_the_slack_is_whole_bytes() -> None:
+    """A thirty-second part, rounded down: a byte more would cost another record."""
+    hub = Hub(budget=2**20, tail_budget=26_012)
+    hub.open("a", 0, start=0, log_start=0)
+    hub.append("a", 0, [record(n) for n in range(66)], end=66, log_start=0)
+    assert len(hub.topics["a"].tails[0]) == 63
+    hub = Hub(budget=12_811, tail_budget=2**20)
+    hub.open("a", 0, start=0, log_start=0)
+    hub.append("a", 0, [*(record(n) for n in range(31)), record(31, value=bytes(6))], end=32, log_start=0)
+    assert len(hub.topics["a"].tails[0]) == 31
 
 
 def test_the_largest_tail_gives_up_its_oldest_records_for_the_others() -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from fanout.fakekafka import FakeKafka
+from fanout.fakekafka import FakeKafka, FakePartition
 
 from gateway.errors import BrokerUnavailable, CursorExpired, CursorInvalid, CursorMismatch, CursorReset, SubscriptionTooWide
 from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode, id_hash, partition_for
@@ -406,7 +406,7 @@ async def test_peek_gives_none_where_more_has_to_be_asked_or_loss_told(world: Wo
 async def test_partitions_that_are_added_until_no_cursor_holds_them_are_an_error_not_a_bad_cursor(world: World) -> None:
     world.kafka.create("a", 256)
     position = await world.reader.begin(ALL, None, LATEST)
-    world.kafka.topics["a"].partitions.append(type(world.kafka.partition("a", 0))())
+    world.kafka.topics["a"].partitions.append(FakePartition())
     world.kafka.describe("a")
     world.kafka.open("a", 256)
     with pytest.raises(SubscriptionTooWide):
@@ -736,20 +736,19 @@ async def test_a_block_of_the_old_log_is_not_delivered_as_the_new_ones(world: Wo
 
 
 async def test_a_block_of_a_log_that_was_cut_is_not_delivered_either(world: World) -> None:
-    """One partition is beyond its leader's end; what was loaded of the other one was before the topic was reset."""
-    world.kafka.create("a", 2)
-    for partition in range(2):
-        world.history("a", partition, 9, b"old")
-    subscription = subscribe(channel("a", on_reset="latest"))
+    """While the archive is read, the leader changes to one that has less, and other records."""
+    world.kafka.create("a", 1)
+    world.history("a", 0, 9, b"old")
+    subscription = subscribe(channel("a", on_reset="earliest"))
 
     def happen() -> None:
-        world.hub.open("a", 1, start=2, log_start=0)
-        world.kafka.partition("a", 1).stable_end = 2
+        world.kafka.topics["a"].partitions[0] = FakePartition()
+        world.history("a", 0, 2, b"new")
 
     world.kafka.meanwhile = [happen]
     own = world.hub.topics["a"].position
-    reading = await world.reader.read(subscription, {"a": own._replace(offsets={0: 3, 1: 9})})
-    assert (reading.messages, offsets(reading.position)) == ([], {0: 9, 1: 2})
+    reading = await world.reader.read(subscription, {"a": own._replace(offsets={0: 3})})
+    assert [m.record.key for m in reading.messages] == [b"new", b"new"]
 
 
 async def test_a_reset_without_a_broker_is_unavailable(world: World) -> None:

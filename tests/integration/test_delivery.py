@@ -9,8 +9,8 @@ import time
 from collections import defaultdict
 
 from integration.brokers import BrokerHandle, Message
-from integration.clients import Client, Spot, by_partition
-from integration.gateways import running
+from integration.clients import Client, by_partition
+from integration.gateways import Instance, running
 from waiting import eventually
 
 log = logging.getLogger(__name__)
@@ -168,42 +168,32 @@ async def test_a_cursor_goes_on_at_another_instance(broker: BrokerHandle):
         assert not any(client.chain.lost for client in clients)
 
 
-async def caught_up(instance, broker: BrokerHandle, topic: str) -> None:
+async def caught_up(instance: Instance, broker: BrokerHandle, topic: str) -> None:
     """Wait until an instance has read all of a topic."""
     ends = {partition: end for partition, (_, end) in (await broker.offsets(topic)).items()}
-    async with asyncio.timeout(10):
-        while instance.gateway.hub.topic(topic).position.offsets != ends:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: instance.gateway.hub.topic(topic).position.offsets == ends)
 
 
 async def test_a_cursor_ahead_of_an_instance_waits_for_it(dev):
     """A cursor that an instance has not caught up with yet is not answered with an error: the poll parks, and goes on from there."""
     topic = await dev.create_topic(partitions=2)
     every = {"all": {"topic": topic}}
-    # The second instance reads through a connection of its own that can be held up: its feed is late, the leader is not.
     async with running(dev.address, every) as one, running(dev.address, every) as other:
-        async with one.client("all", start="earliest") as client, other.client("all") as local:
-            await client.begin()
-            await local.begin()
-            feed = other.gateway.kafka.feed
-            lanes = list(feed._lanes.values())
-            members = [dict(lane.members) for lane in lanes]
-            for lane, lives in zip(lanes, members, strict=True):
-                for live in lives.values():
-                    lane.remove(live)
-            await dev.produce(topic, Message(b"1", partition=0), Message(b"2", partition=1))
-            await client.read(2)
-            client.turn_to(other.port)
-            parked = asyncio.ensure_future(client.poll(wait=10))
-            while other.parked < 1:
-                await asyncio.sleep(0.005)
-            for lane, lives in zip(lanes, members, strict=True):
-                for live in lives.values():
-                    lane.add(live)
-            await dev.produce(topic, Message(b"3", partition=1))
-            assert (await asyncio.wait_for(parked, 5)).messages[0]["value"] == 3
-            assert client.chain.values == [1, 2, 3]
-
-
-def spots_of(places) -> list[Spot]:
-    return [(place.partition, place.offset) for place in places]
+        client = one.client("all", start="earliest")
+        await client.begin()
+        await other.client("all").begin()
+        # The feed of the second instance is late, while the leader answers its questions as ever.
+        lanes = list(other.gateway.kafka.feed._lanes.values())
+        held_up = [(lane, live) for lane in lanes for live in lane.members.values()]
+        for lane, live in held_up:
+            lane.remove(live)
+        await dev.produce(topic, Message(b"1", partition=0), Message(b"2", partition=1))
+        await client.read(2)
+        client.turn_to(other.port)
+        parked = other.park(client)
+        await eventually(lambda: other.parked == 1)
+        for lane, live in held_up:
+            lane.add(live)
+        await dev.produce(topic, Message(b"3", partition=1))
+        assert (await asyncio.wait_for(parked, 5)).messages[0]["value"] == 3
+        assert client.chain.values == [1, 2, 3]

@@ -49,6 +49,17 @@ async def test_any_broker_that_answers_will_do(nodes, cluster):
     assert cluster.connected
 
 
+async def test_a_broker_that_was_silent_is_asked_last(nodes, cluster):
+    await cluster.refresh([])
+    with nodes.faults.stall(node=2) as fault:
+        with pytest.raises(Unreachable):
+            await cluster.ping(2, timeout=0.1)
+        hits = fault.hits
+        for _ in range(10):
+            await cluster.refresh(["t"])
+        assert fault.hits == hits
+
+
 async def test_brokers_that_all_changed_are_found_by_the_bootstrap_servers(nodes, cluster):
     cluster.brokers = {7: ("127.0.0.1", 9), 8: ("127.0.0.1", 10)}
     await cluster.refresh(["t"])

@@ -1,8 +1,9 @@
 """What every exchange passes: ids, problems, counts, the access log, CORS."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import aiohttp
 import pytest
 from aiohttp import web
 from livegateway import Live, live, token
@@ -64,10 +65,10 @@ async def test_a_connection_that_breaks_is_no_error(gateway: Live, caplog):
         raise ConnectionResetError
 
     replace_channels_handler(gateway, breaking)
-    with pytest.raises((ConnectionError, asyncio.TimeoutError, Exception)):
+    with pytest.raises(aiohttp.ClientError):
         await gateway.ask("GET", "/v1/channels")
     assert caplog.text == ""
-    assert (await gateway.metrics())["gateway_responses_total{/v1/channels,499}"] == 1
+    assert (await gateway.metrics())["gateway_responses_total{/v1/channels,499}"] >= 1
 
 
 async def test_a_response_that_is_already_on_its_way(gateway: Live):
@@ -124,13 +125,15 @@ async def test_a_client_that_leaves_is_counted(gateway: Live):
 
 
 @pytest.fixture
-def written(monkeypatch, tmp_path) -> Iterator[Callable[[], list[dict]]]:
-    """Standard output, and what has been written to it."""
-    file = tmp_path / "out"
-    with file.open("w") as out:
-        monkeypatch.setattr("sys.stdout", out)
-        yield lambda: [json.loads(line) for line in file.read_text().splitlines()]
-        monkeypatch.undo()
+def written(capfd) -> Callable[[], list[dict]]:
+    """Return all lines that were written to standard output."""
+    seen: list[str] = []
+
+    def lines() -> list[dict]:
+        seen.append(capfd.readouterr().out)
+        return [json.loads(line) for line in "".join(seen).splitlines()]
+
+    return lines
 
 
 async def test_access_lines_tell_who_asked_what_and_no_secret(written):

@@ -1,0 +1,253 @@
+"""Connections: slow heads, dead peers, pipelines, and errors outside of everything."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from livegateway import Live, live, token
+from waiting import eventually
+
+from gateway import errors
+from gateway.server.protocol import Connection, InternalError, from_http, from_parser
+
+
+@contextlib.asynccontextmanager
+async def connected(gateway: Live) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """Read one answer."""
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+    lines = head.split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return int(lines[0].split()[1]), headers, body
+
+
+def poll(query: str = "channel=news&wait=0", *more: str) -> bytes:
+    return "\r\n".join([f"GET /v1/subscribe?{query} HTTP/1.1", "Host: a", f"Authorization: Bearer {token()}", *more, "", ""]).encode()
+
+
+# --- slow and dead peers ---
+
+
+async def test_a_head_that_drips_in_is_given_up(gateway: Live):
+    """The whole head has `head_timeout`, here a second, from its first byte."""
+    async with connected(gateway) as (reader, writer):
+        began = time.monotonic()
+        writer.write(b"GET /livez HTTP/1.1\r\nX-A: a")
+        for n in range(4):
+            asyncio.get_running_loop().call_later(0.2 * n, writer.write, b"a")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert 0.7 < time.monotonic() - began < 3
+
+
+async def test_a_head_in_pieces_is_in_time(gateway: Live):
+    """Also as the second request of a connection; after it the clock stands."""
+    async with connected(gateway) as (reader, writer):
+        for _ in range(2):
+            for piece in (poll()[:30], poll()[30:60], poll()[60:]):
+                writer.write(piece)
+                await writer.drain()
+            assert (await answer(reader))[0] == 204
+        [connection] = gateway.gateway._listeners[0]._runner.server.connections
+        assert isinstance(connection, Connection)
+        assert connection._head_handle is None
+
+
+async def test_a_head_that_begins_while_a_poll_is_held(gateway: Live):
+    """The piece waits for its turn, and the poll is not disturbed."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(poll("channel=news&wait=20") + poll()[:20])
+        await gateway.parked()
+        gateway.broker.append("news", 0, [b"1"])
+        assert json.loads((await answer(reader))[2])["messages"][0]["value"] == 1
+        writer.write(poll()[20:])
+        assert (await answer(reader))[0] == 204
+
+
+async def test_requests_in_a_pipeline_are_answered_in_order(gateway: Live):
+    """One after the other."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(poll() + poll("channel=news&limit=0") + poll("channel=notes&wait=0"))
+        assert [(await answer(reader))[0] for _ in range(3)] == [204, 400, 204]
+
+
+async def test_an_idle_connection_is_closed_after_keepalive():
+    """Before the first request as well as after one."""
+    async with live(server={"keepalive": 0.3}) as gateway, connected(gateway) as (reader, writer):
+        async with connected(gateway) as (silent, _):
+            writer.write(poll())
+            assert (await answer(reader))[0] == 204
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(silent.read(), 5) == b""
+
+
+async def test_the_system_looks_after_peers_that_say_nothing(gateway: Live):
+    """Keep-alive probes after 30 s, and a minute for what is not taken."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(poll())
+        await answer(reader)
+        [connection] = gateway.gateway._listeners[0]._runner.server.connections
+        peer = connection.transport.get_extra_info("socket")
+        assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
+async def test_connections_are_counted(gateway: Live):
+    """Until they are closed."""
+
+    async def count():
+        return (await gateway.metrics())["gateway_open_connections{http}"]
+
+    before = await count()
+    async with connected(gateway) as (reader, writer):
+        writer.write(poll())
+        await answer(reader)
+        await eventually(lambda: _is(count(), before + 1))
+    await eventually(lambda: _is(count(), before))
+
+
+async def _is(coroutine, value) -> bool:
+    return (await coroutine) == value
+
+
+# --- clients that leave ---
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body(gateway: Live, caplog):
+    """Nothing is stored, and nothing is an error."""
+    async with connected(gateway) as (_, writer):
+        head = f"POST /v1/publish?channel=news HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token()}\r\nContent-Length: 100\r\n\r\n"
+        writer.write(head.encode() + b"{")
+        await writer.drain()
+        await eventually(lambda: _has_request(gateway))
+    await eventually(lambda: not gateway.gateway._listeners[0]._runner.server.connections)
+    assert caplog.text == ""
+    assert gateway.broker.end_offset("news", 0) + gateway.broker.end_offset("news", 1) == 0
+
+
+def _has_request(gateway: Live) -> bool:
+    return any(c._current_request is not None for c in gateway.gateway._listeners[0]._runner.server.connections)
+
+
+async def test_a_body_that_is_too_large_is_not_read_to_its_end(gateway: Live):
+    """The answer comes before the body is through, and the connection does not go on with the rest as a request."""
+    async with live(server={"max_body_bytes": 2048}) as small, connected(small) as (reader, writer):
+        head = f"POST /v1/publish?channel=news HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token()}\r\nContent-Length: 1000000\r\n\r\n"
+        writer.write(head.encode() + b"x" * 4096)
+        status, headers, body = await answer(reader)
+        assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+        assert headers["content-type"] == "application/problem+json"
+
+
+async def test_a_small_body_that_unpacks_into_a_large_one(gateway: Live):
+    """The bound is on what comes out."""
+    import zlib  # noqa: PLC0415
+
+    packed = zlib.compress(b'"' + b"x" * 5_000_000 + b'"', 9)
+    assert len(packed) < 10_000
+    reply = await gateway.publish("news", packed, headers={"Content-Encoding": "deflate"})
+    assert (reply.status, reply.code) == (413, "body_too_large")
+
+
+# --- errors outside of everything ---
+
+
+async def test_an_error_outside_the_middleware(gateway: Live, caplog):
+    """500 as a problem document, and the connection closes."""
+
+    async def broken(request):
+        raise ZeroDivisionError("secret detail")
+
+    gateway.gateway._listeners[0]._runner.server.request_handler = broken
+    async with connected(gateway) as (reader, writer):
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        status, headers, body = await answer(reader)
+        assert await reader.read() == b""
+    problem = json.loads(body)
+    assert (status, problem["code"]) == (500, "internal_error")
+    assert headers["x-request-id"] == problem["request_id"]
+    assert headers["connection"] == "close"
+    assert b"secret" not in body
+    assert problem["request_id"] in caplog.text
+
+
+async def test_an_error_after_the_answer_has_begun_closes_the_connection(gateway: Live, caplog):
+    """A second head in the middle of a body would be worse."""
+
+    async def broken(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        raise ZeroDivisionError
+
+    gateway.gateway._listeners[0]._runner.server.request_handler = broken
+    async with connected(gateway) as (reader, writer):
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        got = await asyncio.wait_for(reader.read(), 10)
+    assert got.count(b"HTTP/1.1") == 1
+    assert got.startswith(b"HTTP/1.1 200")
+    assert "error outside the middleware" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (LineTooLong(b"x", 8_192), "target_too_long"),
+        (LineTooLong(b"x", 16_384), "head_too_large"),
+        (BadHttpMessage("Too many headers received"), "head_too_large"),
+        (BadHttpMessage("anything else"), "request_malformed"),
+        (None, "request_malformed"),
+    ],
+)
+def test_what_the_parser_refuses_has_a_code(raised: Exception | None, code: str):
+    """Its limits differ, so they tell a target from a header field."""
+    assert from_parser(raised, line_limit=8_192, field_limit=16_384).code == code
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (web.HTTPMethodNotAllowed("POST", {"HEAD", "GET"}), "method_not_allowed"),
+        (web.HTTPNotFound(), "not_found"),
+        (web.HTTPRequestEntityTooLarge(max_size=1, actual_size=2), "body_too_large"),
+        (web.HTTPExpectationFailed(), "request_malformed"),
+        (web.HTTPConflict(), "request_malformed"),
+    ],
+)
+def test_what_aiohttp_raises_has_a_code(raised: web.HTTPException, code: str):
+    """And the facts that it holds."""
+    error = from_http(raised, 99)
+    assert error.code == code
+    if isinstance(error, errors.MethodNotAllowed):
+        assert error.allowed == ("GET", "HEAD")
+    if isinstance(error, errors.BodyTooLarge):
+        assert error.extra == {"limit": 99}
+
+
+def test_an_internal_error_names_nothing():
+    """But where to look."""
+    assert "request id" in InternalError().detail
+
+
+async def test_equal_bounds_of_target_and_fields_are_told_apart():
+    """Both limits at 8 KiB: 414 for the one, 431 for the other."""
+    async with live(server={"max_head_bytes": 4096, "max_target_bytes": 4096}) as gateway:
+        assert (await gateway.poll("x" * 5000)).code == "target_too_long"
+        assert (await gateway.poll("news", headers={"X-Long": "x" * 5000})).code == "head_too_large"
