@@ -167,10 +167,13 @@ def _survey_topic(
     seen: Survey,
     known: _Known,
 ) -> None:
-    wanted = subscription.wanted(topic.name, topic.partition_count)
+    wanted = subscription.wanted(topic.name, topic.partition_count, own.partition_count)
     follows = subscription.follows_partitioner(topic.name)
     count = topic.partition_count if follows else 0
-    seen.position[topic.name] = TopicPosition(topic.id_hash or own.id_hash, own.offsets, count)
+    # The number is noted once all partitions that it brought are named: those that nobody could open yet would be forgotten.
+    named = all(partition in own.offsets or partition in topic.tails for partition in wanted)
+    noted = max(own.partition_count, count) if named else own.partition_count
+    seen.position[topic.name] = TopicPosition(topic.id_hash or own.id_hash, own.offsets, noted if follows else 0)
     if follows or (own.id_hash and not topic.id_hash):
         seen.at_tail = False
     match = _Match(subscription.by_topic[topic.name], subscription.limit + 1, count)

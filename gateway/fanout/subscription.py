@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
@@ -98,11 +98,16 @@ class Subscription:
         """Tell whether only the partitions of the keys are read of a topic."""
         return all(s.partitioner is not None and s.key is not None for s in self.by_topic[topic])
 
-    def wanted(self, topic: str, partition_count: int) -> Iterable[int]:
-        """Return the partitions of a topic that hold what is selected, of `partition_count`."""
+    def wanted(self, topic: str, partition_count: int, known: int | None = None) -> Collection[int]:
+        """Return the partitions of a topic that hold what is selected, of `partition_count`.
+
+        `known`: the number of partitions that a reader has followed a partitioner up to. While it was away the topic may have
+        grown more than once, and keys were written under each number in between.
+        """
         if not self.follows_partitioner(topic):
             return range(partition_count)
-        return {partition_for(s.key or b"", partition_count) for s in self.by_topic[topic]} if partition_count else ()
+        counts = range(max(1, partition_count if known is None else known), partition_count + 1)
+        return {partition_for(s.key or b"", count) for s in self.by_topic[topic] for count in counts}
 
     def position_at(self, moment: Mapping[str, TopicPosition]) -> Position:
         """Return the position of a reader that was at the end of all tails (see `Hub`)."""

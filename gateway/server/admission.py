@@ -12,8 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.principal import Principal
-from gateway.auth.tokens import NotYetValid
-from gateway.auth.tokens import UnknownKey
+from gateway.auth.tokens import NotYetValid, UnknownKey
 from gateway.errors import TokenExpired, TokenInvalid
 from gateway.limits import Decision, NegativeCache, Slots, TokenBuckets, bucket_fields
 from gateway.server.address import bucket_key

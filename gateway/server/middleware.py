@@ -95,7 +95,7 @@ class Exchanges:
 
 
 class Problems:
-    """The innermost middleware: errors become problem documents. `max_body` is the bound of bodies, for the error that names it."""
+    """The innermost middleware: errors become problem documents. `max_body` is the bound of bodies, which one error names."""
 
     def __init__(self, metrics: Metrics, *, max_body: int) -> None:
         self._metrics = metrics

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import secrets
 import socket
-import socket
 from typing import Any
 
 from aiohttp import web

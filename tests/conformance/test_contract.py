@@ -16,7 +16,7 @@ from gateway import wire
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Background]:
-    """A gateway with one record in its topic `news`."""
+    """Run a gateway with one record in its topic `news`."""
     limits = {"limits": {"address": None, "polls": None, "publishes": None}}
     server = {"server": {"max_body_bytes": 4096, "max_head_bytes": 12_000}}
     with background(**limits, **server) as running:

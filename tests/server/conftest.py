@@ -8,6 +8,6 @@ from livegateway import Live, live
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Live]:
-    """A gateway with the configuration of the tests."""
+    """Run a gateway with the configuration of the tests."""
     async with live() as running:
         yield running

@@ -15,7 +15,7 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.jwks import Inline
 from gateway.auth.mint import mint
 from gateway.auth.principal import Principal
-from gateway.auth.tokens import Issuer
+from gateway.auth.tokens import Issuer, UnknownKey
 from gateway.errors import RateLimited, TokenExpired, TokenInvalid
 from gateway.limits import NegativeCache, Slots, TokenBuckets
 from gateway.server.admission import Admission
@@ -42,7 +42,13 @@ class Counting:
 
 
 def admission(authenticator, **given) -> Admission:
-    whole = {"addresses": None, "polls": None, "publishes": None, "slots": Slots(quota=1, total=1), "refused": NegativeCache(ttl=60, bound=10)}
+    whole = {
+        "addresses": None,
+        "polls": None,
+        "publishes": None,
+        "slots": Slots(quota=1, total=1),
+        "refused": NegativeCache(ttl=60, bound=10),
+    }
     return Admission(authenticator, **(whole | given))
 
 
@@ -88,6 +94,18 @@ async def test_a_token_that_will_be_good_is_not_remembered_as_bad():
     assert issubclass(await refusal(admitting, f"Bearer {soon}"), TokenInvalid)
     now = 1_010.0
     assert (await admitting.identify(request(f"Bearer {soon}"))).subject == "ann"
+
+
+async def test_a_token_of_an_unknown_key_is_asked_for_again():
+    """Its issuer may publish the key at any moment."""
+    authenticator = Counting()
+    admitting = admission(authenticator)
+    named = mint(SECRET, "HS256", {"iss": ISSUER, "aud": "gateway", "sub": "ann", "exp": time.time() + 60}, kid="new")
+    authenticator.real = Authenticator(
+        {Issuer("test", ISSUER, ("gateway",), frozenset({"HS256"}), 0.0): [Inline("secret", SECRET.encode(), "HS256", "old")]}
+    )
+    assert [await refusal(admitting, f"Bearer {named}") for _ in range(2)] == [UnknownKey] * 2
+    assert authenticator.asked == 2
 
 
 async def test_two_authorization_fields_are_no_identity():

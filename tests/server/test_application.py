@@ -14,7 +14,12 @@ from gateway.server.protocol import Runner
 
 def listener(port: int = 0, host: str = "127.0.0.1") -> Listener:
     runner = Runner(
-        application([], []), max_target_bytes=8192, max_field_bytes=16384, head_timeout=10, keepalive_timeout=75, shutdown_timeout=1
+        application([], []),
+        max_target_bytes=8192,
+        max_field_bytes=16384,
+        head_timeout=10,
+        keepalive_timeout=75,
+        shutdown_timeout=1,
     )
     return Listener(runner, host=host, port=port)
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import time
+import zlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -38,7 +39,9 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 
 def poll(query: str = "channel=news&wait=0", *more: str) -> bytes:
-    return "\r\n".join([f"GET /v1/subscribe?{query} HTTP/1.1", "Host: a", f"Authorization: Bearer {token()}", *more, "", ""]).encode()
+    return "\r\n".join(
+        [f"GET /v1/subscribe?{query} HTTP/1.1", "Host: a", f"Authorization: Bearer {token()}", *more, "", ""]
+    ).encode()
 
 
 # --- slow and dead peers ---
@@ -58,14 +61,39 @@ async def test_a_head_that_drips_in_is_given_up(gateway: Live):
 async def test_a_head_in_pieces_is_in_time(gateway: Live):
     """Also as the second request of a connection; after it the clock stands."""
     async with connected(gateway) as (reader, writer):
-        for _ in range(2):
-            for piece in (poll()[:30], poll()[30:60], poll()[60:]):
-                writer.write(piece)
-                await writer.drain()
-            assert (await answer(reader))[0] == 204
+        await eventually(lambda: gateway.gateway._listeners[0].connections)
         [connection] = gateway.gateway._listeners[0]._runner.server.connections
         assert isinstance(connection, Connection)
-        assert connection._head_handle is None
+        for _ in range(2):
+            writer.write(poll()[:30])
+            await eventually(lambda: connection._head_handle is not None)
+            counting = connection._head_handle
+            writer.write(poll()[30:60])
+            writer.write(poll()[60:])
+            assert (await answer(reader))[0] == 204
+            assert connection._head_handle is None
+            assert counting.cancelled()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_head(gateway: Live):
+    """Nothing is counted any more."""
+    async with connected(gateway) as (_, writer):
+        writer.write(b"GET /li")
+        await eventually(lambda: any(c._head_handle for c in gateway.gateway._listeners[0]._runner.server.connections))
+    await eventually(lambda: not gateway.gateway._listeners[0].connections)
+
+
+async def test_peers_on_a_unix_socket_are_looked_after_by_the_system(gateway: Live, tmp_path):
+    """TCP's options are for TCP."""
+    path = str(tmp_path / "socket")
+    server = await asyncio.get_running_loop().create_unix_server(gateway.gateway._listeners[0]._runner.server, path)
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(poll())
+    assert (await answer(reader))[0] == 204
+    writer.close()
+    await writer.wait_closed()
+    server.close()
+    await eventually(lambda: not gateway.gateway._listeners[0].connections)
 
 
 async def test_a_head_that_begins_while_a_poll_is_held(gateway: Live):
@@ -88,12 +116,11 @@ async def test_requests_in_a_pipeline_are_answered_in_order(gateway: Live):
 
 async def test_an_idle_connection_is_closed_after_keepalive():
     """Before the first request as well as after one."""
-    async with live(server={"keepalive": 0.3}) as gateway, connected(gateway) as (reader, writer):
-        async with connected(gateway) as (silent, _):
-            writer.write(poll())
-            assert (await answer(reader))[0] == 204
-            assert await asyncio.wait_for(reader.read(), 5) == b""
-            assert await asyncio.wait_for(silent.read(), 5) == b""
+    async with live(server={"keepalive": 0.3}) as gateway, connected(gateway) as used, connected(gateway) as silent:
+        used[1].write(poll())
+        assert (await answer(used[0]))[0] == 204
+        assert await asyncio.wait_for(used[0].read(), 5) == b""
+        assert await asyncio.wait_for(silent[0].read(), 5) == b""
 
 
 async def test_the_system_looks_after_peers_that_say_nothing(gateway: Live):
@@ -158,8 +185,6 @@ async def test_a_body_that_is_too_large_is_not_read_to_its_end(gateway: Live):
 
 async def test_a_small_body_that_unpacks_into_a_large_one(gateway: Live):
     """The bound is on what comes out."""
-    import zlib  # noqa: PLC0415
-
     packed = zlib.compress(b'"' + b"x" * 5_000_000 + b'"', 9)
     assert len(packed) < 10_000
     reply = await gateway.publish("news", packed, headers={"Content-Encoding": "deflate"})

@@ -21,7 +21,9 @@ def stored(gateway: Live, topic: str) -> list:
 
 async def test_a_record_is_stored_as_it_came_with_its_publisher(gateway: Live):
     """The value byte for byte, the channel's key, and who published it, which no client can say itself."""
-    reply = await gateway.publish("chat/lobby", b' {"a" : 1.50}\n', token=token("ann", rooms=["lobby"]), headers={"gateway-principal": "root"})
+    reply = await gateway.publish(
+        "chat/lobby", b' {"a" : 1.50}\n', token=token("ann", rooms=["lobby"]), headers={"gateway-principal": "root"}
+    )
     assert reply.status == 201
     place = reply.json
     (record,) = stored(gateway, "chat")
@@ -35,11 +37,20 @@ async def test_a_record_is_stored_as_it_came_with_its_publisher(gateway: Live):
 
 async def test_the_stamp_is_shown_where_the_channel_says_so():
     """A reader sees who published, if the operator lets the header through."""
-    async with live(channels={"news": {"topic": "news", "headers": ["gateway-principal"], "publish": {"authenticated": True}}}) as gateway:
+    async with live(
+        channels={"news": {"topic": "news", "headers": ["gateway-principal"], "publish": {"authenticated": True}}}
+    ) as gateway:
         published = await gateway.publish("news", b"1", token=token("ann"))
         assert published.status == 201
         reply = await gateway.poll("news", from_="earliest", wait=10)
         assert reply.messages[0]["headers"] == [["gateway-principal", "test/ann"]]
+
+
+async def test_text_that_is_none_is_refused(gateway: Live):
+    """Bytes that are not UTF-8 would come back as base64."""
+    reply = await gateway.publish("notes", b"\xff\xfe")
+    assert (reply.status, reply.code) == (400, "body_invalid")
+    assert stored(gateway, "notes") == []
 
 
 async def test_a_key_is_the_publishers_where_the_channel_fixes_none(gateway: Live):
@@ -201,7 +212,13 @@ async def test_one_record_of_a_batch_may_be_too_large(gateway: Live):
     reply = await gateway.publish("news", b'1\n"' + b"x" * 200 + b'"\n2', headers=NDJSON)
     first, second, third = reply.json["results"]
     assert first == {"partition": 0, "offset": 0}
-    assert second["problem"] == {"title": "Body too large", "status": 413, "detail": "The bound is 100 bytes.", "code": "body_too_large", "limit": 100}
+    assert second["problem"] == {
+        "title": "Body too large",
+        "status": 413,
+        "detail": "The bound is 100 bytes.",
+        "code": "body_too_large",
+        "limit": 100,
+    }
     assert third == {"partition": 0, "offset": 2}
 
 
