@@ -22,8 +22,8 @@ from gateway.auth.authenticator import Authenticator
 from gateway.config.sections import Bucket, Config
 from gateway.errors import GatewayError
 from gateway.fanout.hub import Hub
+from gateway.fanout.reader import Reader
 from gateway.fanout.responses import Responses
-from gateway.fanout.subscription import Reader
 from gateway.kafka.log import KafkaLog
 from gateway.kafka.produce import Draft
 from gateway.limits import NegativeCache, Slots, TokenBuckets

@@ -17,7 +17,7 @@ Layout, before base64url without padding (RFC 4648, section 5):
 Varints are unsigned LEB128. An offset is the next one to read. Without the gaps, a topic of 256 partitions fits the bound.
 
 A position is bound to topics: `bind` finds the topic of each entry by the hash of its name; entries for other topics are
-dropped. What becomes of missing, new and vanished partitions is decided where the log is known, in `subscription`.
+dropped. What becomes of missing, new and vanished partitions is decided where the log is known, in `reading`.
 """
 
 from __future__ import annotations

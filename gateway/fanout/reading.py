@@ -16,15 +16,13 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gateway.fanout.cursor import Position, TopicPosition, check_width, partition_for
 from gateway.fanout.hub import Topic
+from gateway.fanout.subscription import Selection, Subscription
 from gateway.fanout.tail import Tail
 from gateway.records import Block, Record
-
-if TYPE_CHECKING:  # `subscription` imports this module
-    from gateway.fanout.subscription import Selection, Subscription
 
 Place = tuple[str, int]
 

@@ -58,10 +58,10 @@ class Followed:
     """A topic that is live.
 
     `known` is set once its partitions were open, or found wanting, for the first time; `opening` counts the leaders that are
-    still being asked for bounds.
+    still being asked for bounds, and `heard` is the number of the last question whose answer told what the topic is.
     """
 
-    __slots__ = ("known", "lives", "missing_since", "opening", "topic")
+    __slots__ = ("heard", "known", "lives", "missing_since", "opening", "topic")
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
@@ -69,6 +69,7 @@ class Followed:
         self.known = asyncio.Event()
         self.missing_since: float | None = None
         self.opening = 0
+        self.heard = 0
 
 
 class Feed:
@@ -116,7 +117,6 @@ class Feed:
         self._not_before = 0.0
         self._spacing = Backoff(0.1, 2.0)
         self._asked = 0
-        self._heard = 0
         self._hearing = asyncio.Event()
         self._renewed_at = -math.inf
 
@@ -139,21 +139,23 @@ class Feed:
         return followed.topic
 
     async def renew(self, name: str) -> None:
-        """Return once metadata that was asked for after this call has been taken in; see `KafkaLog.renew`.
+        """Return once the topic's metadata that was asked for after this call has been taken in; see `KafkaLog.renew`.
 
         All who ask share one question, and there are only so many in a second, whatever cursors are presented.
         """
-        wanted = self._asked + 1
-        now = time.monotonic()
-        if self._renewed_at <= now:
-            self._renewed_at = max(now, self._renewed_at + _RENEW_SPACING)
-        self._ask_at(self._renewed_at)
+        followed, wanted = self._topics.get(name), self._asked + 1
         try:
             async with asyncio.timeout(self._patience):
-                while self._heard < wanted:
+                while followed is not None and followed.topic.partition_count and followed.heard < wanted:
+                    self._ask_spaced(time.monotonic())
                     await self._hearing.wait()
         except TimeoutError as error:
             raise BrokerUnavailable from error
+
+    def _ask_spaced(self, now: float) -> None:
+        if self._renewed_at <= now:
+            self._renewed_at = max(now, self._renewed_at + _RENEW_SPACING)
+        self._ask_at(self._renewed_at)
 
     def sick(self) -> list[tuple[str, int, str]]:
         """Return what is not followed as it should be: topic, partition (-1: the whole topic), error."""
@@ -227,7 +229,6 @@ class Feed:
             now = time.monotonic()
             if self._apply(told, now):
                 self._spacing.reset()
-            self._heard = self._asked
             self._hearing.set()
             self._hearing = asyncio.Event()
             self._not_before = now + _LEAST_SPACING
@@ -273,6 +274,7 @@ class Feed:
             if followed is None:
                 continue
             if not metadata.error:
+                followed.heard = self._asked
                 news |= self._present(followed, metadata)
             elif metadata.error in {UNKNOWN_TOPIC, INVALID_TOPIC}:
                 news |= self._absent(followed, now)

@@ -23,7 +23,7 @@ from gateway.errors import (
     ParameterInvalid,
 )
 from gateway.fanout.cursor import Position, TopicPosition, encode, partition_for
-from gateway.fanout.subscription import Log
+from gateway.fanout.reader import Log
 from gateway.metrics import Metrics
 from gateway.records import Headers
 from gateway.server.admission import Admission

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
@@ -20,9 +21,10 @@ from gateway.channels import Channels
 from gateway.errors import BrokerUnavailable, NotAcceptable, ParameterInvalid
 from gateway.fanout.cursor import Position, encode
 from gateway.fanout.hub import CHANGED, RECORDS, TIMEOUT, Hub, advance
+from gateway.fanout.reader import Reader
 from gateway.fanout.reading import Reading
 from gateway.fanout.responses import Answer, Responses, build, empty
-from gateway.fanout.subscription import Reader, Subscription
+from gateway.fanout.subscription import Subscription
 from gateway.metrics import Metrics
 from gateway.server.admission import Admission
 from gateway.server.exchange import EXCHANGE
@@ -31,6 +33,19 @@ from gateway.server.parking import DRAINED, EXPIRED, REVOKED, Parking, Poll
 # History that could not be fetched is looked for again this often while a poll is held, in seconds.
 RETRY_PAUSE = 1.0
 JSON = "application/json"
+
+
+class Hold(NamedTuple):
+    """For whom and how long a poll is held.
+
+    `until` is monotonic, `expires`: it is the token's expiry. `withdrawals` is how many keys had been withdrawn when the
+    token was found good.
+    """
+
+    principal: Principal
+    until: float
+    expires: bool
+    withdrawals: int
 
 
 class Subscribe:
@@ -74,8 +89,9 @@ class Subscribe:
             raise NotAcceptable(JSON)
         poll = self._parse(request)
         until, expires = self._admission.hold_until(principal, poll.wait)
+        hold = Hold(principal, until, expires, withdrawals)
         subscription = self._subscription(poll, principal)
-        answer, why = await self._answer(subscription, poll, principal, until, withdrawals)
+        answer, why = await self._answer(subscription, poll, hold)
         if answer.body:
             self._count(answer)
             request[EXCHANGE].outcome = "messages" if answer.delivered else "lost" if answer.lost else "progress"
@@ -114,11 +130,9 @@ class Subscribe:
             raise ParameterInvalid("view", "full, unless all channels have one format")
         return Subscription(selections, poll.limit, poll.max_bytes, poll.view)
 
-    async def _answer(
-        self, subscription: Subscription, poll: wire.Poll, principal: Principal, until: float, withdrawals: int
-    ) -> tuple[Answer, str]:
+    async def _answer(self, subscription: Subscription, poll: wire.Poll, hold: Hold) -> tuple[Answer, str]:
         """Return the answer, and why the poll ended if it is an empty one."""
-        with self._slot(principal):
+        with self._slot(hold.principal):
             position = await self._reader.begin(subscription, poll.cursor, poll.start)
             woken = False
             while True:
@@ -127,22 +141,28 @@ class Subscribe:
                 if found is None:
                     reading = self._reader.peek(subscription, position) or await self._reader.read(subscription, position)
                     found = self._worth_telling(subscription, position, reading)
+                if found is not None and poll.linger and sum(found.delivered.values()) in range(1, subscription.limit):
+                    found = await self._linger(subscription, position, found, poll.linger / 1_000)
+                if (over := self._is_over(hold)) is not None:
+                    return empty(encode(position)), over
                 if found is not None:
-                    if poll.linger and sum(found.delivered.values()) in range(1, subscription.limit):
-                        found = await self._linger(subscription, position, found, poll.linger / 1_000)
                     if woken or poll.cursor is not None:
                         self._time(found)
                     return found, RECORDS
                 if reading is None:
                     raise AssertionError("nothing shared, so there was a reading")
-                if self._parking.is_withdrawn(principal, withdrawals):
-                    return empty(encode(reading.position)), REVOKED
-                position, why = await self._park(subscription, reading, principal, until)
+                position, why = await self._park(subscription, reading, hold)
                 if why not in (RECORDS, CHANGED):
                     if reading.failed:
                         raise BrokerUnavailable
                     return empty(encode(position)), why
                 woken = True
+
+    def _is_over(self, hold: Hold) -> str | None:
+        """Tell why the identity behind a poll ended while history was read, which may take seconds; None if it did not."""
+        if self._parking.is_withdrawn(hold.principal, hold.withdrawals):
+            return REVOKED
+        return TIMEOUT if hold.expires and self._clock() > hold.until else None
 
     @contextmanager
     def _slot(self, principal: Principal) -> Iterator[None]:
@@ -176,17 +196,15 @@ class Subscribe:
         reading = self._reader.peek(subscription, position)
         return build(subscription, reading) if reading is not None and reading.messages else found
 
-    async def _park(
-        self, subscription: Subscription, reading: Reading, principal: Principal, until: float
-    ) -> tuple[Position, str]:
+    async def _park(self, subscription: Subscription, reading: Reading, hold: Hold) -> tuple[Position, str]:
         """Sleep until woken; return where the poll stands then and why it woke. Nothing awaits before `Hub.park`."""
-        now = self._clock()
+        now, until = self._clock(), hold.until
         if self._parking.draining:
             return reading.position, DRAINED
         if until <= now:
             return reading.position, TIMEOUT
         deadline = min(until, now + RETRY_PAUSE) if reading.failed else until
-        waiter = Poll(subscription.interests, subscription.labels, principal, asyncio.get_running_loop().create_future())
+        waiter = Poll(subscription.interests, subscription.labels, hold.principal, asyncio.get_running_loop().create_future())
         self._hub.park(waiter, reading.position, at_tail=reading.at_tail, deadline=deadline)
         try:
             await waiter.future

@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gateway.errors import BrokerUnavailable, CursorExpired, CursorReset
 from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode, id_hash
 from gateway.fanout.hub import CHANGED, RECORDS, TICK, TIMEOUT, Hub, Waiter, advance
+from gateway.fanout.reader import Reader
 from gateway.fanout.reading import Reading
 from gateway.fanout.responses import build
-from gateway.fanout.subscription import Reader, Selection, Subscription
+from gateway.fanout.subscription import Selection, Subscription
 from gateway.records import Record
 from gateway.wire import From
 

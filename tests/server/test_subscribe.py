@@ -514,6 +514,26 @@ async def test_a_token_with_less_than_a_second_left_holds_nothing(gateway: Live)
     assert (await gateway.poll("news", token=dying, wait=0)).status == 204
 
 
+async def test_history_that_comes_after_the_expiry_is_not_told(gateway: Live):
+    """Reading it took longer than the token lives: an empty answer at the same place, and nothing is lost."""
+    gateway.broker.append("notes", 0, [b"old"])
+    start = await gateway.poll("notes", from_="1970-01-01T00:00:01Z", limit=1)
+    assert start.values == ["old"]
+    gateway.gateway.kafka.archive.forget("notes")
+    expired, read = asyncio.Event(), gateway.gateway.kafka.read
+    asyncio.get_running_loop().call_later(1.3, expired.set)
+
+    async def slowly(*place):
+        await expired.wait()
+        return await read(*place)
+
+    gateway.gateway.kafka.read = slowly
+    reply = await gateway.poll("notes", token=token(lifetime=1.2), from_="earliest", wait=20)
+    assert reply.status == 204
+    assert (await gateway.poll("notes", cursor=reply.cursor)).values == ["old"]
+    assert (await gateway.metrics())["gateway_answers_total{expired,poll}"] == 1
+
+
 async def test_a_withdrawn_key_ends_parked_polls(tmp_path):
     """204 for the polls of its tokens, and 401 at the next; polls of other keys stay."""
     file = tmp_path / "secret"
