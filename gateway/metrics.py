@@ -33,7 +33,7 @@ OTHER = "other"
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds, from a record's arrival in a parked poll to a client that was away for a minute."""
 
-OUTCOMES = ("messages", "progress", "empty", "expired", "revoked", "drained", "closed_by_client")
+OUTCOMES = ("messages", "lost", "progress", "empty", "expired", "revoked", "drained", "closed_by_client")
 """How a poll ends other than by an error, whose code is the outcome then."""
 
 

@@ -17,10 +17,10 @@ class Record:
     """One record of a partition, as produced.
 
     `timestamp_ms` is Unix time, None where the record has none. `value` None is a tombstone. `shown` belongs to `wire`:
-    the encoded form is kept here so that no record is encoded twice.
+    the encoded form is kept here so that no record is encoded twice. `until` is None but for a hole (see `hole`).
     """
 
-    __slots__ = ("headers", "key", "offset", "shown", "timestamp_ms", "value")
+    __slots__ = ("headers", "key", "offset", "shown", "timestamp_ms", "until", "value")
 
     def __init__(
         self,
@@ -36,6 +36,17 @@ class Record:
         self.value = value
         self.headers = headers
         self.shown: tuple[object, bytes] | None = None
+        self.until: int | None = None
+
+    @classmethod
+    def hole(cls, start: int, end: int) -> Record:
+        """Return what stands for offsets [start, end) that no one can read (a damaged batch).
+
+        Whose records they were is unknown, so it concerns every reader of the partition: as loss, not as a message.
+        """
+        hole = cls(start, None, None, None)
+        hole.until = end
+        return hole
 
     @property
     def cost(self) -> int:
@@ -56,6 +67,7 @@ class Record:
             and self.key == other.key
             and self.value == other.value
             and self.headers == other.headers
+            and self.until == other.until
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable cache inside; never a key

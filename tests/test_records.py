@@ -54,3 +54,10 @@ def test_records_are_no_keys_and_say_what_they_are() -> None:
 
 def test_a_block_is_data() -> None:
     assert Block(0, 5, [], 0, 9) == Block(0, 5, [], 0, 9)
+
+
+def test_a_hole_is_no_record_and_equals_only_its_like() -> None:
+    """It has an end, and no content."""
+    assert Record.hole(3, 7) == Record.hole(3, 7)
+    assert Record.hole(3, 7) != Record.hole(3, 8)
+    assert Record.hole(3, 7) != Record(3, None, None, None)

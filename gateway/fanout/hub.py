@@ -282,6 +282,8 @@ class Hub:
     def _wake_readers(self, topic: Topic, partition: int, fresh: Sequence[Record], before: TopicPosition) -> int:
         woken: dict[Waiter, None] = {}
         last = fresh[-1].offset
+        if topic.keyed and any(record.until is not None for record in fresh):
+            woken.update(dict.fromkeys(waiter for waiter in topic.waiters() if waiter.may_read(topic.name, partition, last)))
         for waiter in topic.whole:
             if waiter.may_read(topic.name, partition, last):
                 woken[waiter] = None

@@ -36,7 +36,7 @@ class Message(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Offsets [start, end) of a partition that retention took before they were read."""
+    """Offsets [start, end) of a partition that retention took before they were read, or that nobody can read."""
 
     selection: Selection
     partition: int
@@ -142,7 +142,9 @@ def collect(subscription: Subscription, seen: Survey) -> Reading:
     """
     queues = [queue for queue in seen.queues if queue.items]
     chosen = [len(queue.items) for queue in queues] if _fits(subscription, queues) else _choose(subscription, queues)
-    messages = list(_in_order(queues, chosen))
+    found = list(_in_order(queues, chosen))
+    messages = [message for message in found if message.record.until is None]
+    holes = [Lost(m.selection, m.partition, m.record.offset, m.record.until) for m in found if m.record.until is not None]
     offsets = {name: dict(own.offsets) for name, own in seen.position.items()}
     for queue in seen.queues:
         offsets[queue.topic][queue.partition] = queue.next
@@ -150,7 +152,7 @@ def collect(subscription: Subscription, seen: Survey) -> Reading:
     if seen.grown:
         check_width(position)
     up_to_date = all(queue.at_end and queue.next == queue.end for queue in seen.queues)
-    return Reading(messages, position, seen.lost, up_to_date, up_to_date and seen.at_tail, seen.scanned)
+    return Reading(messages, position, seen.lost + holes, up_to_date, up_to_date and seen.at_tail, seen.scanned)
 
 
 def _is_reset(own: TopicPosition, topic: Topic) -> bool:
@@ -221,7 +223,15 @@ def _survey_partition(
     if end >= tail.start and len(items) < match.most:
         items += match.tail(tail, end)
         end = tail.end
-    seen.queues.append(Queue(topic, partition, end, end >= tail.end, items))
+    at_end = end >= tail.end
+    for n, (record, selections) in enumerate(items):
+        if record.until is not None and any(selection.on_loss == "fail" for selection in selections):
+            # What lies before the hole is delivered first; the next reading finds it at the head, and fails.
+            if not n:
+                seen.lost += [Lost(selection, partition, record.offset, record.until) for selection in selections]
+            items, end, at_end = items[:n], record.offset, False
+            break
+    seen.queues.append(Queue(topic, partition, end, at_end, items))
 
 
 class _Match:
@@ -243,7 +253,7 @@ class _Match:
 
     def _of(self, record: Record) -> Sequence[Selection]:
         if record.key is None:
-            return self._whole
+            return self._whole if record.until is None else self._selections
         return self._keyed.get(record.key, self._whole)
 
     def losing(self, partition: int) -> Sequence[Selection]:
@@ -260,7 +270,8 @@ class _Match:
             return [(record, self._of(record)) for record in tail.since(offset, None, self.most)]
         records = [record for key in self._keyed for record in tail.since(offset, key, self.most)]
         if len(self._keyed) > 1:
-            records.sort(key=lambda record: record.offset)
+            # By offset, and once: a hole comes with every key.
+            records = [record for _, record in sorted({record.offset: record for record in records}.items())]
         return [(record, self._of(record)) for record in records[: self.most]]
 
     def block(self, block: Block, offset: int, until: int) -> tuple[list[tuple[Record, Sequence[Selection]]], int]:

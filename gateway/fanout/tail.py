@@ -67,7 +67,7 @@ class Tail:
     `log_start` is the partition's first offset that retention has left, as the leader last told; `cost` the bytes charged.
     """
 
-    __slots__ = ("_by_key", "_run", "cost", "end", "log_start", "start")
+    __slots__ = ("_by_key", "_holes", "_run", "cost", "end", "log_start", "start")
 
     def __init__(self, *, start: int, log_start: int) -> None:
         self.start = start
@@ -75,6 +75,7 @@ class Tail:
         self.log_start = log_start
         self.cost = 0
         self._run = Run()
+        self._holes = Run()
         self._by_key: dict[bytes, Run] | None = None
 
     def __repr__(self) -> str:
@@ -93,6 +94,8 @@ class Tail:
         for record in fresh:
             self._run.append(record)
             self.cost += record.cost
+            if record.until is not None:
+                self._holes.append(record)
             if self._by_key is not None and record.key is not None:
                 self._by_key.setdefault(record.key, Run()).append(record)
         self.end = max(self.end, end)
@@ -105,7 +108,9 @@ class Tail:
         while freed < cost and len(self._run):
             record = self._run.evict()
             freed += record.cost
-            self.start = record.offset + 1
+            self.start = record.until or record.offset + 1
+            if record.until is not None:
+                self._holes.evict()
             self._forget_key(record)
         self.cost -= freed
         if not len(self._run):
@@ -113,12 +118,15 @@ class Tail:
         return freed
 
     def since(self, offset: int, key: bytes | None, limit: int) -> Sequence[Record]:
-        """Return up to `limit` records at or above `offset`, of `key` or (None) of all keys; oldest first.
+        """Return up to `limit` records at or above `offset`, of `key` or (None) of all keys, and all holes; oldest first.
 
         Complete only from `start` on: the caller reads what lies before from the archive.
         """
         run = self._run if key is None else self._index().get(key)
-        return run.since(offset, limit) if run is not None else ()
+        found = run.since(offset, limit) if run is not None else ()
+        if key is None or not len(self._holes):
+            return found
+        return sorted((*found, *self._holes.since(offset, limit)), key=_OFFSET)[:limit]
 
     def newest(self, key: bytes | None, limit: int, below: int) -> Sequence[Record]:
         """Return the `limit` newest records below offset `below`, of `key` or (None) of all keys; oldest first."""

@@ -302,6 +302,8 @@ class Archive:
         decoder = await decode(part, start, take, Pacer())
         self._observer.cold_read(shelf.topic, records=len(records), size=len(part.data))
         end = self._end(shelf, part, decoder, failures)
+        if decoder.corrupt is not None and not decoder.moved:
+            records.append(Record.hole(max(start, decoder.corrupt.start), end))
         return self._keep(shelf, Block(start, end, records, max(part.log_start, 0), part.stable_end), cost)
 
     def _end(self, shelf: Shelf, part: Part, decoder: Decoder, failures: int) -> int:

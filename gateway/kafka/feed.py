@@ -7,7 +7,8 @@ waits, on a connection of its own, until it is well and returns to its leader's 
 until `retire_after` seconds after its last, and while a waiter is parked on it.
 
 A batch that cannot be decoded is read again three times over about two seconds (the bytes may have been hurt on the way or in
-one replica's cache) and then skipped: the partition goes on, and the loss is logged, counted and listed in the status.
+one replica's cache) and then skipped: the partition goes on, and the loss is logged, counted, listed in the status, and told
+to readers as a hole.
 """
 
 from __future__ import annotations

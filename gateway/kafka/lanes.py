@@ -149,14 +149,15 @@ class Feeding:
         return moved
 
     def skip(self, live: Live, corrupt: Corrupt) -> None:
-        """Give up a batch that cannot be read: go on behind it, and say so."""
+        """Give up a batch that cannot be read: go on behind it, and say so, to readers as well."""
         log.error(
             "%s-%d: offsets %d to %d cannot be read and are skipped: %s",
             *live.place, corrupt.start, corrupt.end - 1, corrupt.reason,
         )  # fmt: skip
         self._observer.skipped(*live.place, corrupt.start, corrupt.end)
         live.corrupt = None
-        self._append(live, [], corrupt.end)
+        start = corrupt.start if live.position is None else max(corrupt.start, live.position)
+        self._append(live, [Record.hole(start, corrupt.end)], corrupt.end)
 
     def _append(self, live: Live, records: Sequence[Record], end: int) -> None:
         live.position = end

@@ -757,3 +757,54 @@ async def test_after_a_read_the_caller_may_park_at_once(world: World) -> None:
         assert looks[-1] == len(other_ran)
         assert other_ran
         task.cancel()
+
+
+# --- what nobody can read ---
+
+
+async def damaged(world: World, *selections: Selection) -> tuple[Subscription, Position]:
+    """Fill a tail with a record of x, a hole, and a record of y; return a position before them."""
+    world.kafka.create("a", 1)
+    subscription = subscribe(*selections)
+    position = await world.reader.begin(subscription, None, LATEST)
+    records = [Record(0, 5, b"x", b"1"), Record.hole(1, 4), Record(4, 5, b"y", b"1")]
+    world.hub.append("a", 0, records, end=5, log_start=0)
+    return subscription, position
+
+
+async def test_offsets_that_cannot_be_read_are_told_as_lost(world: World) -> None:
+    subscription, position = await damaged(world, channel("x", key=b"x"), channel("y", key=b"y"))
+    reading = world.reader.peek(subscription, position)
+    assert reading is not None
+    assert [m.record.offset for m in reading.messages] == [0, 4]
+    assert [entry.document() for entry in reading.lost] == [
+        {"channel": name, "partition": 0, "from": 1, "to": 4} for name in ("x", "y")
+    ]
+    assert offsets(reading.position) == {0: 5}
+    assert reading.up_to_date
+
+
+async def test_a_hole_is_told_once_and_not_before_its_turn(world: World) -> None:
+    subscription, position = await damaged(world, channel("a"))
+    subscription = subscribe(*subscription.selections, limit=1)
+    told = []
+    for _ in range(3):
+        reading = world.reader.peek(subscription, position)
+        assert reading is not None
+        told.append(([m.record.offset for m in reading.messages], [entry.start for entry in reading.lost]))
+        position = reading.position
+    assert told == [([0], []), ([], [1]), ([4], [])]
+
+
+async def test_on_loss_fail_stops_at_a_hole_and_goes_on_behind_it(world: World) -> None:
+    subscription, position = await damaged(world, channel("a", on_loss="fail"))
+    before = await world.reader.read(subscription, position)
+    assert [m.record.offset for m in before.messages] == [0]
+    assert not before.up_to_date
+    assert world.reader.peek(subscription, before.position) is None
+    with pytest.raises(CursorExpired) as raised:
+        await world.reader.read(subscription, before.position)
+    after = bind(decode(str(raised.value.extra["cursor"])), subscription.topics)
+    reading = world.reader.peek(subscription, after)
+    assert reading is not None
+    assert [m.record.offset for m in reading.messages] == [4]

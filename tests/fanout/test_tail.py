@@ -151,3 +151,17 @@ def test_a_run_gives_up_its_list_now_and_then() -> None:
 def test_an_empty_run_has_nothing_to_evict() -> None:
     with pytest.raises(IndexError):
         Run().evict()
+
+
+def test_a_hole_is_found_by_every_reader_until_it_is_evicted() -> None:
+    """Whose records were in a damaged batch is unknown: it concerns readers of any key."""
+    tail = Tail(start=0, log_start=0)
+    tail.append([Record(0, 1, b"a", b"1"), Record.hole(1, 4), Record(4, 2, b"b", b"2")], end=5, log_start=0)
+    assert [r.offset for r in tail.since(0, b"a", 9)] == [0, 1]
+    assert [r.offset for r in tail.since(0, b"b", 9)] == [1, 4]
+    assert [r.offset for r in tail.since(0, b"none", 9)] == [1]
+    assert [r.offset for r in tail.since(0, b"b", 1)] == [1]
+    assert [r.offset for r in tail.since(0, None, 9)] == [0, 1, 4]
+    tail.evict(tail.cost - 1)
+    assert tail.start == 5
+    assert list(tail.since(0, b"b", 9)) == []

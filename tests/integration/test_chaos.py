@@ -47,8 +47,9 @@ class Cluster:
         self._healing: list[tuple[float, Callable[[], None]]] = []
         self._down: set[int] = set()
         self._happenings = [self.append] * 12 + [self.begin] * 2 + [self.end] * 3 + [self.lead, self.disconnect, self.stop]
-        self._happenings += [self.err, self.err, self.stall, self.drop, self.slow, self.grow]
-        self._happenings += [self.trim] * 2 if retention else []
+        self._happenings += [self.err, self.err, self.stall, self.drop, self.slow]
+        # Not both: a partition that a cursor does not name is read from its log start, and nothing before that is told as lost.
+        self._happenings += [self.trim] * 2 if retention else [self.grow]
 
     async def run(self) -> None:
         """Let things happen for some seconds, then make everything well."""

@@ -8,7 +8,7 @@ from integration.clients import by_partition
 from integration.gateways import running
 from waiting import eventually
 
-from gateway.fanout.cursor import TopicPosition, decode, encode
+from gateway.fanout.cursor import TopicPosition, decode, encode, id_hash
 
 
 def numbered(count: int, partition: int, keys: int = 4) -> list[Message]:
@@ -245,6 +245,58 @@ async def test_a_key_moves_with_the_partitioner(broker: BrokerHandle):
             await client.read(2)
             assert client.chain.values == [n, 10 + n]
         assert len({client.chain.spots[1][0] for client in clients}) > 1
+
+
+async def test_a_key_that_moves_more_than_once_while_its_reader_is_away(broker: BrokerHandle):
+    """Under `partitioner` nothing is lost of a key that was written under each of several numbers of partitions."""
+    topic = await broker.create_topic(partitions=1)
+    names = [f"k{n}" for n in range(16)]
+    channels = {"one/{key}": {"topic": topic, "key": "{key}", "partitioner": "murmur2"}}
+    async with running(broker.address, channels) as instance:
+        clients = [instance.client(f"one/{name}", start="earliest") for name in names]
+        for client in clients:
+            await client.begin()
+    for count in range(1, 6):
+        if count > 1:
+            await broker.add_partitions(topic, count)
+        await broker.produce(topic, *(Message(b"%d" % count, name.encode()) for name in names))
+    async with running(broker.address, channels) as instance:
+        for client in clients:
+            client.turn_to(instance.port)
+            await client.catch_up()
+            client.drop()
+            assert sorted(client.chain.values) == [1, 2, 3, 4, 5]
+        assert max(len(by_partition(client.chain.spots)) for client in clients) > 2
+
+
+async def test_an_instance_that_has_not_heard_of_a_change_does_not_reset(broker: BrokerHandle):
+    """A cursor that names a partition, or an id, of which another instance has told it asks the brokers before it says 409."""
+    topic, other = await broker.create_topic(partitions=1), await broker.create_topic(partitions=1)
+    channels = {"grown": {"topic": topic}, "new": {"topic": other}}
+    # The first instance looks for changes each second, the second one in an hour.
+    kafka = [{"bootstrap_servers": broker.address, "metadata_max_age": age} for age in (1, 3600)]
+    async with running(kafka[0], channels) as quick, running(kafka[1], channels) as slow:
+        for instance in (quick, slow):
+            for name in channels:
+                await instance.client(name).begin()
+        await broker.add_partitions(topic, 2)
+        await broker.produce(topic, Message(b"1", partition=1))
+        client = quick.client("grown", start="earliest")
+        await client.read_until(lambda chain: chain.values == [1], wait=1)
+        client.turn_to(slow.port)
+        assert (await client.poll(wait=0)).status == 204
+        await broker.produce(topic, Message(b"2", partition=1))
+        assert (await client.read(2)).values == [1, 2]
+
+        await broker.delete_topic(other)
+        await broker.create_topic(other)
+        await broker.produce(other, b"3")
+        known = id_hash(await broker.topic_id(other))
+        await eventually(lambda: quick.gateway.hub.topic(other).id_hash == known)
+        client = quick.client("new", start="earliest")
+        assert (await client.read(1)).values == [3]
+        client.turn_to(slow.port)
+        assert (await client.poll(wait=0)).status == 204
 
 
 async def test_a_topic_that_appears_after_the_first_poll(broker: BrokerHandle):

@@ -265,7 +265,9 @@ async def test_a_batch_that_cannot_be_read_is_skipped_and_told(dev, rig, caplog)
     dev.append("t", 0, [b"better"])
     dev.append("t", 1, [b"other"])
     await one.has("t", 1, 1, timeout=1.0)
-    assert await one.has("t", 2) == [b"good", b"better"]
+    assert await one.has("t", 3) == [b"good", None, b"better"]
+    hole = one.hub.topics["t"].tails[0].since(1, b"any key", 1)
+    assert [(record.offset, record.until) for record in hole] == [(1, 3)]
     assert one.watch.skips == [("t", 0, 1, 3)]
     assert one.log.status().skipped == [("t", 0, 1, 3)]
     assert "offsets 1 to 2 cannot be read" in caplog.text
@@ -298,6 +300,37 @@ async def test_deleting_a_topic_while_its_tails_are_being_opened(dev, rig):
     await eventually(lambda: list(topic.tails) == [0])
     dev.append("t", 0, [b"x"])
     assert await one.has("t", 1) == [b"x"]
+
+
+async def test_renewing_asks_what_a_topic_is_now(dev, rig):
+    """Long before metadata is due; an answer that holds an error for the topic tells nothing."""
+    one = await rig(dev.address, metadata_max_age=3600.0)
+    topic = await one.follow("t")
+    dev.add_partitions("t", 4)
+    with dev.faults.error(STORAGE_ERROR, Api.METADATA, topic="t", times=1) as fault:
+        await one.log.renew("t")
+        assert fault.hits == 1
+    assert topic.partition_count == 4
+
+
+async def test_renewing_by_many_is_few_questions(dev, rig, count_requests):
+    one = await rig(dev.address, metadata_max_age=3600.0)
+    await one.follow("t")
+    async with count_requests(one.log) as sent:
+        for _ in range(3):
+            await asyncio.gather(*(one.log.renew("t") for _ in range(50)))
+    assert 3 <= sent["Metadata"] <= 6
+
+
+async def test_renewing_needs_a_broker_and_a_topic_that_is_there(dev, rig):
+    one = await rig(dev.address, metadata_max_age=3600.0, patience=0.2)
+    await one.follow("t")
+    await one.follow("missing")
+    await one.log.renew("missing")
+    await one.log.renew("never followed")
+    await dev.stop()
+    with pytest.raises(BrokerUnavailable):
+        await one.log.renew("t")
 
 
 async def test_topics_that_nobody_polls_retire(dev, rig):

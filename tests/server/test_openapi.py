@@ -7,7 +7,11 @@ from gateway.server.openapi import describe
 
 def seen(pattern: str, *, read: bool = True, publish: bool = False, fmt: str = "json") -> Visible:
     channel = Channel(
-        pattern=pattern, segments=parse_pattern(pattern), topic="t", allow=parse_rule({"authenticated": True}, absent=AUTHENTICATED), format=fmt
+        pattern=pattern,
+        segments=parse_pattern(pattern),
+        topic="t",
+        allow=parse_rule({"authenticated": True}, absent=AUTHENTICATED),
+        format=fmt,
     )
     return Visible(channel, read=read, publish=publish)
 
