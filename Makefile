@@ -19,7 +19,7 @@ ARGS ?=
 # COVERAGE=1 has `make test` measure; `make check` sets it.
 COVERAGE ?=
 
-.PHONY: help run test check format lint types imports coverage kafka clean
+.PHONY: help run test check format lint types imports coverage mutants kafka clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,10 @@ coverage: $(STAMP) ## check the measured coverage: 95 % of lines and of branches
 	$(PY) -m coverage combine --quiet --keep
 	$(PY) -m coverage report
 	$(PY) tests/sansio_coverage.py
+
+mutants: $(STAMP) ## change the hub and the cursor in every small way and list what no test notices (takes minutes)
+	$(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
 
 kafka: $(STAMP) ## fetch Apache Kafka from Maven Central and run one node on free ports (Ctrl-C ends it)
 	@cd tests && exec ../$(PY) -m integration.apache_kafka

@@ -651,6 +651,43 @@ async def test_a_partition_that_is_gone_is_a_reset(world: World) -> None:
         await world.reader.read(ALL, {"a": TopicPosition(0, {0: 0, 1: 0})})
 
 
+async def test_a_partition_of_which_only_another_instance_has_heard_is_no_reset(world: World) -> None:
+    """The brokers are asked what the topic is now, before a reader is told that its log is gone."""
+    world.kafka.create("a", 2)
+    world.kafka.partition("a", 1).write(None)
+    world.hub.forget("a")
+    world.hub.describe("a", topic_id=None, partitions=1)
+    reading = await world.reader.read(ALL, {"a": TopicPosition(0, {0: 0, 1: 1})})
+    assert world.kafka.asked == [("renew", "a")]
+    assert offsets(reading.position) == {0: 0, 1: 1}
+
+
+async def test_whether_a_topic_was_created_again_is_not_said_without_a_broker(world: World) -> None:
+    world.kafka.create("a", 1)
+    world.kafka.away = True
+    with pytest.raises(BrokerUnavailable):
+        await world.reader.read(ALL, {"a": TopicPosition(0, {0: 0, 1: 0})})
+
+
+async def test_a_key_is_read_wherever_it_was_written_while_its_topic_grew(world: World) -> None:
+    """Also under numbers of partitions that the reader has never seen; the number is noted once its partitions are named."""
+    keyed = subscribe(channel("k", key=b"k", partitioner="murmur2"))
+    world.kafka.create("a", 1)
+    begin = await world.reader.begin(keyed, None, EARLIEST)
+    world.kafka.create("a", 6, described=False)
+    world.kafka.describe("a")
+    places = {count: partition_for(b"k", count) for count in range(1, 7)}
+    for partition in set(places.values()):
+        world.kafka.partition("a", partition).write(b"k")
+    not_open = await world.reader.read(keyed, {"a": begin["a"]._replace(id_hash=0)})
+    assert not_open.position["a"].partition_count == 1
+    for partition in range(6):
+        world.kafka.open("a", partition)
+    reading = await world.reader.read(keyed, again(keyed, not_open.position))
+    assert {m.partition for m in reading.messages} == set(places.values())
+    assert reading.position["a"].partition_count == 6
+
+
 @pytest.mark.parametrize("offset", [9, 12])
 async def test_ahead_of_the_tail_but_in_the_log_is_no_reset(world: World, offset: int) -> None:
     world.kafka.create("a", 1)

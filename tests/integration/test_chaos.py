@@ -23,8 +23,8 @@ from gateway.fanout.cursor import partition_for
 NODES, TOPIC = 3, "t"
 SECONDS = 3.0
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-# NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR, OFFSET_NOT_AVAILABLE, UNKNOWN_LEADER_EPOCH, CORRUPT_MESSAGE as some broker might answer.
-CODES = (6, 56, 78, 75, 3)
+# NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR, OFFSET_NOT_AVAILABLE, UNKNOWN_LEADER_EPOCH, LEADER_NOT_AVAILABLE.
+CODES = (6, 56, 78, 75, 5)
 CHANNELS = {
     "all": {"topic": TOPIC, "format": "text"},
     "key/{key}": {"topic": TOPIC, "key": "{key}", "format": "text"},
