@@ -118,9 +118,11 @@ class Problems:
         except web.HTTPException as error:
             return self._problem(from_http(error, self._max_body), request[EXCHANGE])
         except web.RequestPayloadError:
-            return self._problem(
+            response = self._problem(
                 errors.RequestMalformed("The body is not framed or coded as its head says."), request[EXCHANGE]
             )
+            response.force_close()  # where the next request begins cannot be known
+            return response
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it

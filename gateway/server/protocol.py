@@ -13,7 +13,8 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
 
@@ -71,12 +72,13 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
 class Connection(RequestHandler):
     """One connection of a client, as long as aiohttp has it."""
 
-    __slots__ = ("_head_handle", "_head_timeout")
+    __slots__ = ("_body", "_head_handle", "_head_timeout")
 
     def __init__(self, *args: Any, head_timeout: float = 10.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and have the system notice a peer that is gone without a word."""
@@ -89,6 +91,7 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Feed the parser; begin to count the time of a head that is not complete."""
         super().data_received(data)
+        self._watch_body()
         waiting = self._waiter is not None and not self._waiter.done() and not self._messages
         if not waiting:
             self._stop_counting()
@@ -98,7 +101,26 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
         self._stop_counting()
+        self._body = None
         super().connection_lost(exc)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log, but not at a client's will: whoever reads a broken body has answered it."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
+
+    def _watch_body(self) -> None:
+        """End the read of a body whose framing breaks in the middle.
+
+        aiohttp queues the error behind the request, which goes on to wait for a body that cannot come any more.
+        """
+        if not self._messages:
+            return
+        message, body = self._messages[-1]
+        if not isinstance(message, _ErrInfo):
+            self._body = body
+        elif self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("the body is not framed as its head says"))
 
     def _stop_counting(self) -> None:
         if self._head_handle is not None:

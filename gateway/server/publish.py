@@ -21,6 +21,7 @@ from gateway.errors import (
     LengthRequired,
     MediaType,
     ParameterInvalid,
+    RequestMalformed,
 )
 from gateway.fanout.cursor import Position, TopicPosition, encode, partition_for
 from gateway.fanout.reader import Log
@@ -34,6 +35,8 @@ NDJSON = "application/x-ndjson"
 STAMP = "gateway-principal"
 MAX_KEY = 1_024
 MAX_IDEMPOTENCY_KEY = 255
+# What aiohttp unpacks wherever it runs; anything else would be stored as it came, packed.
+ENCODINGS = ("", "identity", "gzip", "deflate")
 _MEDIA = {"json": "application/json", "text": "text/plain", "binary": "application/octet-stream"}
 
 
@@ -62,16 +65,23 @@ class Send(Protocol):
 
 
 class Outcome:
-    """What a publish came to: status and document, or the error that all repeats get too."""
+    """What a publish came to: status and document, or the error that all repeats get too.
 
-    def __init__(self, status: int, document: object, error: GatewayError | None = None) -> None:
+    `stored`: a record was stored, or may have been.
+    """
+
+    def __init__(self, status: int, document: object, error: GatewayError | None = None, *, stored: bool = True) -> None:
         self.status = status
         self.document = document
         self.error = error
+        self.stored = stored
 
 
 class Publish:
-    """The handler of publishes. `max_batch` lines at most; `spawn` runs a publish on after its client has left."""
+    """The handler of publishes. `max_batch` lines at most; `spawn` runs a publish on after its client has left.
+
+    `body_timeout`: seconds within which a whole body has to arrive.
+    """
 
     def __init__(
         self,
@@ -84,6 +94,7 @@ class Publish:
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, Outcome]], asyncio.Task[Outcome]],
         max_batch: int,
+        body_timeout: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._admission = admission
@@ -94,6 +105,7 @@ class Publish:
         self._metrics = metrics
         self._spawn = spawn
         self._max_batch = max_batch
+        self._body_timeout = body_timeout
         self._clock = clock
 
     async def __call__(self, request: web.Request) -> web.Response:
@@ -104,7 +116,11 @@ class Publish:
         target = self._channels.publish_target(_channel(given), principal)
         key = _key(given, target)
         batch = request.content_type == NDJSON and hdrs.CONTENT_TYPE in request.headers
-        body = await _body(request, given, target, batch=batch)
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                body = await _body(request, given, target, batch=batch)
+        except TimeoutError as error:
+            raise RequestMalformed("The body did not arrive in time.") from error
         lines = self._lines(body, target) if batch else []
         self._admission.charge(request, principal, "publish", max(1, len(lines)))
         stamp = ((STAMP, f"{principal.issuer}/{principal.subject}".encode()),)
@@ -151,7 +167,7 @@ class Publish:
             settled.set_exception(error if isinstance(error, Exception) else BrokerUnavailable(outcome="unknown"))
             settled.exception()
             raise
-        if outcome.error is not None and getattr(outcome.error, "outcome", None) != "unknown":
+        if not outcome.stored:
             self._memory.free(scope)
         settled.set_result(outcome)
         return outcome
@@ -160,7 +176,7 @@ class Publish:
         before = await self._ends(target)
         (result,) = await self._store(target, key, [value], stamp)
         if isinstance(result, GatewayError):
-            return Outcome(0, None, result)
+            return Outcome(0, None, result, stored=_may_be_stored(result))
         place = {"partition": result.partition, "offset": result.offset}
         return Outcome(201, {**place, "cursor": _after(target, before, [result])})
 
@@ -175,7 +191,7 @@ class Publish:
             for result in results
         ]
         cursor = _after(target, before, [result for result in results if not isinstance(result, GatewayError)])
-        return Outcome(200, {"results": shown, "cursor": cursor})
+        return Outcome(200, {"results": shown, "cursor": cursor}, stored=any(map(_may_be_stored, results)))
 
     async def _store(
         self, target: Target, key: bytes | None, values: Sequence[bytes | None], stamp: Headers
@@ -211,7 +227,8 @@ def _key(given: dict[str, str], target: Target) -> bytes | None:
         return target.key
     if target.channel.key is not None:
         raise ParameterInvalid("key", "to be absent: the channel fixes it")
-    if not 1 <= len(key.encode()) <= MAX_KEY:
+    # U+FFFD is what the query's decoder makes of bytes that are no UTF-8: different keys would become one.
+    if not 1 <= len(key.encode()) <= MAX_KEY or "\ufffd" in key:
         raise ParameterInvalid("key", f"1 to {MAX_KEY} bytes of UTF-8")
     return key.encode()
 
@@ -223,6 +240,8 @@ async def _body(request: web.Request, given: dict[str, str], target: Target, *, 
         raise ParameterInvalid("tombstone", "true or false")
     if tombstone == "false" and not (request.body_exists or hdrs.CONTENT_LENGTH in request.headers):
         raise LengthRequired
+    if request.headers.get(hdrs.CONTENT_ENCODING, "").lower() not in ENCODINGS:
+        raise MediaType("bodies in gzip, deflate, or as they are")
     body = await request.read()
     if tombstone == "true":
         if body:
@@ -286,6 +305,10 @@ def _after(target: Target, before: Position | None, stored: list[Stored]) -> str
         return encode({name: TopicPosition(own.id_hash, offsets)})
     mine = partition_for(target.key, own.partition_count)
     return encode({name: TopicPosition(own.id_hash, {mine: offsets[mine]}, own.partition_count)})
+
+
+def _may_be_stored(result: Stored | GatewayError) -> bool:
+    return not isinstance(result, GatewayError) or getattr(result, "outcome", None) == "unknown"
 
 
 def _problem(error: GatewayError) -> dict[str, object]:

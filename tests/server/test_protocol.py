@@ -191,6 +191,45 @@ async def test_a_small_body_that_unpacks_into_a_large_one(gateway: Live):
     assert (reply.status, reply.code) == (413, "body_too_large")
 
 
+def publishing(*head: str) -> bytes:
+    return "\r\n".join(
+        ["POST /v1/publish?channel=news HTTP/1.1", "Host: a", f"Authorization: Bearer {token()}", *head, "", ""]
+    ).encode()
+
+
+async def test_a_body_whose_framing_breaks_in_the_middle(gateway: Live, caplog):
+    """The handler that waits for the rest hears of it at once, and the log is not the client's to fill."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(publishing("Transfer-Encoding: chunked") + b"1\r\n{\r\n")
+        await eventually(lambda: _has_request(gateway))
+        writer.write(b"zz\r\n")
+        status, headers, body = await answer(reader)
+        assert (status, json.loads(body)["code"]) == (400, "request_malformed")
+        assert headers["connection"] == "close"
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert caplog.text == ""
+
+
+async def test_a_body_that_breaks_after_its_refusal(gateway: Live, caplog):
+    """Nobody needs to be told any more: the connection closes."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(b"POST /v1/publish?channel=news HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        status, _, _ = await answer(reader)
+        assert status == 401
+        writer.write(b"zz\r\n")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert caplog.text == ""
+
+
+async def test_a_packed_body_that_cannot_be_unpacked(gateway: Live, caplog):
+    """Its sender's mistake, and the connection closes, for the rest of the body cannot be told from a request."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(publishing("Content-Length: 4", "Content-Encoding: gzip") + b"1234")
+        status, headers, _ = await answer(reader)
+        assert (status, headers["connection"]) == (400, "close")
+    assert caplog.text == ""
+
+
 # --- errors outside of everything ---
 
 

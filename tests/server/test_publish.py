@@ -288,6 +288,44 @@ async def test_a_batch_costs_as_many_tokens_as_it_has_lines():
         assert json.loads(refused.body)["request_id"]
 
 
+async def test_a_batch_of_which_nothing_was_stored_frees_its_key(gateway: Live):
+    """Else the repeat, for which clients have the key, could not mend it for ten minutes."""
+    answers = [[BrokerUnavailable(outcome="not_sent")] * 2, [_At(0), _At(1)]]
+
+    async def send(topic, key, values, headers):
+        return answers.pop(0)
+
+    _handler(gateway)._send = send
+    first, second = [await gateway.publish("news", b"1\n2", headers={**NDJSON, "Idempotency-Key": "k"}) for _ in range(2)]
+    assert [result["problem"]["code"] for result in first.json["results"]] == ["broker_unavailable"] * 2
+    assert [result["offset"] for result in second.json["results"]] == [0, 1]
+
+
+@pytest.mark.parametrize("key", ["%ff", "%ed%a0%80"])
+async def test_a_key_that_is_no_utf8_is_refused(gateway: Live, key: str):
+    """The decoder of the query would make one and the same key of all such."""
+    reply = await gateway.ask("POST", f"/v1/publish?channel=news&key={key}", headers=gateway.bearer(), data=b"1")
+    assert (reply.status, reply.code) == (400, "parameter_invalid")
+
+
+async def test_a_coding_that_nobody_unpacks_is_refused(gateway: Live):
+    """A binary channel would store the packed bytes as the value."""
+    reply = await gateway.publish("blobs", b"\x1f\x9d", headers={"Content-Encoding": "compress"})
+    assert (reply.status, reply.code) == (415, "media_type")
+
+
+async def test_a_body_that_does_not_arrive_in_time(gateway: Live):
+    """Who sends a byte now and then does not keep a request for ever."""
+    _handler(gateway)._body_timeout = 0.2
+
+    async def stalled():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    reply = await gateway.ask("POST", "/v1/publish?channel=news", headers=gateway.bearer(), data=stalled())
+    assert (reply.status, reply.code) == (400, "request_malformed")
+
+
 class _At:
     def __init__(self, offset: int) -> None:
         self.partition, self.offset = 0, offset
