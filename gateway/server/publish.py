@@ -246,6 +246,8 @@ async def _body(request: web.Request, given: dict[str, str], target: Target, *, 
     if tombstone == "true":
         if body:
             raise BodyInvalid("A tombstone has no body.")
+        if target.key is None and "key" not in given:
+            raise ParameterInvalid("key", "the key that a tombstone is for")
         return None
     expected = _MEDIA[target.channel.format]
     if not batch and hdrs.CONTENT_TYPE in request.headers and request.content_type != expected:

@@ -8,6 +8,7 @@ looks again. Woken by records, it stands where the hub's moment says. It ends wi
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from gateway.auth.principal import Principal
 from gateway.channels import Channels
 from gateway.errors import BrokerUnavailable, NotAcceptable, ParameterInvalid
 from gateway.fanout.cursor import Position, encode
-from gateway.fanout.hub import CHANGED, RECORDS, TIMEOUT, Hub, advance
+from gateway.fanout.hub import CHANGED, RECORDS, TICK, TIMEOUT, Hub, advance
 from gateway.fanout.reader import Reader
 from gateway.fanout.reading import Reading
 from gateway.fanout.responses import Answer, Responses, build, empty
@@ -142,7 +143,9 @@ class Subscribe:
                     reading = self._reader.peek(subscription, position) or await self._reader.read(subscription, position)
                     found = self._worth_telling(subscription, position, reading)
                 if found is not None and poll.linger and sum(found.delivered.values()) in range(1, subscription.limit):
-                    found = await self._linger(subscription, position, found, poll.linger / 1_000)
+                    # Past the token's end there would be nothing to give: what was found in time is given in time.
+                    most = hold.until - TICK - self._clock() if hold.expires else math.inf
+                    found = await self._linger(subscription, position, found, min(poll.linger / 1_000, most))
                 if (over := self._is_over(hold)) is not None:
                     return empty(encode(position)), over
                 if found is not None:

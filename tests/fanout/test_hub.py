@@ -542,9 +542,9 @@ def test_a_hole_wakes_whoever_might_have_read_what_was_there() -> None:
     hub = Hub(budget=2**20, tail_budget=2**20)
     hub.describe("a", topic_id=None, partitions=1)
     hub.open("a", 0, start=0, log_start=0)
-    keyed, whole, ahead = (Waiter((Interest("a", key),)) for key in (b"k", None, b"k"))
-    for waiter in (keyed, whole):
-        hub.park(waiter, {"a": TopicPosition(0, {0: 0})}, at_tail=True, deadline=9.0)
+    keyed, whole, apart, ahead = (Waiter((Interest("a", key),)) for key in (b"k", None, b"k", b"k"))
+    for waiter in (keyed, whole, apart):
+        hub.park(waiter, {"a": TopicPosition(0, {0: 0})}, at_tail=waiter is not apart, deadline=9.0)
     hub.park(ahead, {"a": TopicPosition(0, {0: 7})}, at_tail=False, deadline=9.0)
-    assert hub.append("a", 0, [Record.hole(0, 3)], end=3, log_start=0) == 2
-    assert set(hub.take(9)) == {keyed, whole}
+    assert hub.append("a", 0, [Record.hole(0, 3)], end=3, log_start=0) == 3
+    assert set(hub.take(9)) == {keyed, whole, apart}

@@ -308,6 +308,12 @@ async def test_a_key_that_is_no_utf8_is_refused(gateway: Live, key: str):
     assert (reply.status, reply.code) == (400, "parameter_invalid")
 
 
+async def test_a_tombstone_without_a_key_is_refused(gateway: Live):
+    """There is nothing that it could delete, and a broker's refusal would look like an outage."""
+    reply = await gateway.publish("news", None, tombstone="true", headers={"Content-Length": "0"})
+    assert (reply.status, reply.code) == (400, "parameter_invalid")
+
+
 async def test_a_coding_that_nobody_unpacks_is_refused(gateway: Live):
     """A binary channel would store the packed bytes as the value."""
     reply = await gateway.publish("blobs", b"\x1f\x9d", headers={"Content-Encoding": "compress"})

@@ -179,6 +179,16 @@ async def test_linger_collects_what_follows(gateway: Live):
     assert time.monotonic() - began < 0.9
 
 
+async def test_linger_ends_before_the_token_does(gateway: Live):
+    """What came in time is given in time: past its expiry a token gets nothing."""
+    began = time.monotonic()
+    polling = gateway.parking("news", linger=1000, token=token(lifetime=1.5))
+    await gateway.parked()
+    await eventually(lambda: time.monotonic() - began > 0.8)
+    await gateway.publish("news", b"1")
+    assert (await polling).values == [1]
+
+
 async def test_linger_gives_what_there_was_if_nothing_follows(gateway: Live):
     """One record stays one record."""
     gateway.broker.append("news", 0, [b"1"])
