@@ -164,6 +164,7 @@ class Gateway:
             trusted=trusted,
             metrics=metrics,
             access_log=self._access_log(),
+            closing=lambda: self.parking.draining,
         ).middleware()
         problems = Problems(metrics, max_body=config.server.max_body_bytes).middleware()
         cors = Cors(config.cors.origins, channels).middleware()
@@ -229,6 +230,7 @@ class Gateway:
             head_timeout=server.head_timeout,
             keepalive_timeout=server.keepalive,
             shutdown_timeout=LAST_ANSWERS,
+            on_refused=lambda status: self.metrics.responses.add("none", str(status)),
         )
 
     # --- what is asked of it ---

@@ -280,12 +280,13 @@ class UpstreamTimeout(GatewayError):
 
 
 class Overloaded(GatewayError):
-    """A bound of the whole process is reached."""
+    """A bound of the whole process is reached; `bound` names it for the metrics."""
 
     code = "overloaded"
 
-    def __init__(self, retry_after: float = 5.0) -> None:
+    def __init__(self, retry_after: float = 5.0, *, bound: str = "parked") -> None:
         super().__init__("The server holds as much as it can.", retry_after=retry_after)
+        self.bound = bound
 
 
 class BrokerUnavailable(GatewayError):

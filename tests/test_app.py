@@ -344,6 +344,7 @@ async def test_draining_says_so_at_once_and_takes_its_time():
         with pytest.raises(OSError):
             await gateway.poll("news")
         assert (await gateway.metrics())["gateway_answers_total{drained,poll}"] == 20
+        assert (await gateway.ready()).headers["Connection"] == "close"
 
 
 async def _ready(gateway: Live) -> bool:

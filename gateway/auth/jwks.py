@@ -250,7 +250,7 @@ class KeySource:
         if not self._running or not self.plan.ask(kid, self._clock()):
             return False
         if self._waiting >= _MAX_WAITING:
-            raise Overloaded(retry_after=1.0)
+            raise Overloaded(retry_after=1.0, bound="keys")
         self._asked.set()
         self._waiting += 1
         try:

@@ -303,7 +303,9 @@ def _fits(subscription: Subscription, queues: Iterable[Queue]) -> bool:
         for record, selections in queue.items:
             messages += len(selections)
             size += len(selections) * _size(record)
-    return messages <= subscription.limit and size <= subscription.max_bytes
+        if messages > subscription.limit or size > subscription.max_bytes:
+            return False
+    return True
 
 
 def _choose(subscription: Subscription, queues: list[Queue]) -> list[int]:
@@ -327,9 +329,9 @@ def _places(subscription: Subscription, queues: list[Queue]) -> list[int]:
     chosen = [0] * len(queues)
     if len(subscription.selections) == 1:
         return chosen
+    depths = _depths(queues)
     for selection in sorted(subscription.selections, key=lambda s: (s.priority, s.channel)):
-        depths = [(_depth(queue, selection), n) for n, queue in enumerate(queues) if queue.topic == selection.topic]
-        depth, n = min((d for d in depths if d[0]), default=(0, 0))
+        depth, n = depths.get(selection, (0, 0))
         if depth <= chosen[n]:
             continue
         taken = [item for queue, count in zip(queues, chosen, strict=True) for item in queue.items[:count]]
@@ -342,9 +344,20 @@ def _places(subscription: Subscription, queues: list[Queue]) -> list[int]:
     return chosen
 
 
-def _depth(queue: Queue, selection: Selection) -> int:
-    """Return how many items of a queue lead up to and including the first of a selection; 0 if it has none there."""
-    return next((n for n, (_, selections) in enumerate(queue.items, 1) if selection in selections), 0)
+def _depths(queues: list[Queue]) -> dict[Selection, tuple[int, int]]:
+    """Return for each selection how many items lead up to and including its first one, and the queue where these are fewest.
+
+    Each item is looked at once: of 32 channels in 256 partitions, a walk for each would hold up the loop for a second.
+    """
+    depths: dict[Selection, tuple[int, int]] = {}
+    for n, queue in enumerate(queues):
+        seen = set[int]()
+        for depth, (_, selections) in enumerate(queue.items, 1):
+            if id(selections) not in seen:  # records of one key have one and the same tuple
+                seen.add(id(selections))
+                for selection in selections:
+                    depths[selection] = min(depths.get(selection, (depth, n)), (depth, n))
+    return depths
 
 
 def _in_order(queues: list[Queue], chosen: list[int]) -> Iterator[Message]:

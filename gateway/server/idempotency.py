@@ -49,7 +49,7 @@ class Memory(Generic[T]):
                 raise IdempotencyMismatch
             return use, False
         if len(self._uses) >= self._size:
-            raise Overloaded(retry_after=max(1.0, next(iter(self._uses.values())).forgotten_at - now))
+            raise Overloaded(retry_after=max(1.0, next(iter(self._uses.values())).forgotten_at - now), bound="idempotency")
         use = self._uses[key] = Use(digest, now + self._window)
         return use, True
 

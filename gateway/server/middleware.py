@@ -35,9 +35,15 @@ PREFLIGHT_MAX_AGE = "7200"
 
 
 class Exchanges:
-    """The outermost middleware: the request's id, its address, and what is noted when it is done."""
+    """The outermost middleware: the request's id, its address, and what is noted when it is done.
 
-    def __init__(self, *, trusted: TrustedProxies, metrics: Metrics, access_log: AccessLog | None) -> None:
+    While `closing` says so, each answer ends its connection: the client's next one goes to another instance.
+    """
+
+    def __init__(
+        self, *, trusted: TrustedProxies, metrics: Metrics, access_log: AccessLog | None, closing: Callable[[], bool]
+    ) -> None:
+        self._closing = closing
         self._trusted = trusted
         self._metrics = metrics
         self._access_log = access_log
@@ -66,6 +72,8 @@ class Exchanges:
             raise
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
+        if self._closing():
+            response.force_close()
         size = response.body_length if response.prepared else len(getattr(response, "body", None) or b"")
         self._done(request, exchange, response.status, size, exchange.code or exchange.outcome or "ok")
         return response
@@ -139,8 +147,10 @@ class Problems:
     def _count(self, error: errors.GatewayError) -> None:
         if isinstance(error, errors.RateLimited):
             self._metrics.limit_refusals.add(error.policy, error.code)
-        elif isinstance(error, (errors.TooManyPolls, errors.Overloaded)):
+        elif isinstance(error, errors.TooManyPolls):
             self._metrics.limit_refusals.add("parked", error.code)
+        elif isinstance(error, errors.Overloaded):
+            self._metrics.limit_refusals.add(error.bound, error.code)
         elif isinstance(error, _AUTH):
             self._metrics.auth_refusals.add(error.code)
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -70,12 +71,15 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
 
 
 class Connection(RequestHandler):
-    """One connection of a client, as long as aiohttp has it."""
+    """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
 
-    __slots__ = ("_body", "_head_handle", "_head_timeout")
+    __slots__ = ("_body", "_head_handle", "_head_timeout", "_on_refused")
 
-    def __init__(self, *args: Any, head_timeout: float = 10.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._on_refused = on_refused
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
@@ -156,6 +160,7 @@ class Connection(RequestHandler):
         response = problem_response(error, request_id)
         # By the header as well: what could not be parsed counts as HTTP/1.0 here, where aiohttp leaves it out.
         response.headers.update({"Connection": "close", "X-Request-Id": request_id})
+        self._on_refused(response.status)
         response.force_close()
         return response
 
@@ -177,7 +182,14 @@ class Server(web.Server):
     """
 
     def __init__(
-        self, handler: Any, *, max_target_bytes: int, max_field_bytes: int, head_timeout: float, **kwargs: Any
+        self,
+        handler: Any,
+        *,
+        max_target_bytes: int,
+        max_field_bytes: int,
+        head_timeout: float,
+        on_refused: Callable[[int], None] = lambda _: None,
+        **kwargs: Any,
     ) -> None:
         if max_field_bytes == max_target_bytes:
             max_field_bytes += 1
@@ -187,6 +199,7 @@ class Server(web.Server):
             "max_line_size": max_target_bytes,
             "max_field_size": max_field_bytes,
             "head_timeout": head_timeout,
+            "on_refused": on_refused,
             **self._kwargs,
         }
 

@@ -232,6 +232,6 @@ class Subscribe:
         if status == web.HTTPOk.status_code:
             headers["Content-Type"] = JSON
         response = web.Response(status=status, body=answer.body or None, headers=headers)
-        if self._parking.draining or exchange.outcome in (DRAINED, REVOKED):
+        if exchange.outcome in (DRAINED, REVOKED):
             response.force_close()
         return response

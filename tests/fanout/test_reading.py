@@ -185,6 +185,27 @@ def test_more_channels_than_the_limit_go_by_priority_and_name() -> None:
     assert shown(reading) == [("x", 0, 0), ("y", 0, 0)]
 
 
+class Counted(list):
+    """A list that counts how often it is walked through."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_many_channels_do_not_walk_through_the_records_once_for_each() -> None:
+    """With hundreds of partitions that held up the loop for more than a second."""
+    channels = [channel("all"), *(channel(f"c{n:02}", key=b"%d" % n) for n in range(31))]
+    position = {"a": place(0)}
+    found = survey(subscribe(*channels), hub_with(a=[[record(n) for n in range(200)]]).topics, position)
+    (queue,) = found.queues
+    queue.items = Counted(queue.items)
+    assert len(collect(subscribe(*channels), found).messages) == 100
+    assert queue.items.walks <= 3
+
+
 def test_large_records_do_not_starve_another_channel_of_large_records() -> None:
     hub = hub_with(a=[[record(n, value=b"12345") for n in range(3)]], b=[[record(0, value=b"12345")]])
     subscription = subscribe(channel("a", priority=0), channel("b", "b"), max_bytes=4)

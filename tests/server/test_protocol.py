@@ -315,3 +315,11 @@ async def test_equal_bounds_of_target_and_fields_are_told_apart():
     async with live(server={"max_head_bytes": 4096, "max_target_bytes": 4096}) as gateway:
         assert (await gateway.poll("x" * 5000)).code == "target_too_long"
         assert (await gateway.poll("news", headers={"X-Long": "x" * 5000})).code == "head_too_large"
+
+
+async def test_what_no_handler_saw_is_counted(gateway: Live):
+    """A head that cannot be parsed shows in the metrics, under no route."""
+    async with connected(gateway) as (reader, writer):
+        writer.write(b"this is no HTTP\r\n\r\n")
+        assert b"request_malformed" in await asyncio.wait_for(reader.read(), 10)
+    assert (await gateway.metrics())["gateway_responses_total{none,400}"] == 1

@@ -171,6 +171,7 @@ async def test_the_memory_of_keys_is_bounded():
         assert (await gateway.publish("news", b"1", headers={"Idempotency-Key": "a"})).status == 201
         reply = await gateway.publish("news", b"1", headers={"Idempotency-Key": "b"})
         assert (reply.status, reply.code) == (503, "overloaded")
+        assert (await gateway.metrics())["gateway_limit_refusals_total{overloaded,idempotency}"] == 1
         assert 55 <= int(reply.headers["Retry-After"]) <= 60
         assert (await gateway.publish("news", b"1", headers={"Idempotency-Key": "a"})).status == 201
         assert (await gateway.publish("news", b"1")).status == 201
