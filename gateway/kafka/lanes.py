@@ -3,7 +3,8 @@
 Theory of operation. A leader has one *main* lane: one fetch for all its healthy partitions, held by the broker until there is a
 byte to send. A partition that is added meanwhile cannot join a request that is under way, and must not wait for its end;
 so a second lane, *joining*, fetches for the late ones, but never beyond the moment at which the main request returns: then
-the main lane takes all. In the steady state there is one request per leader.
+the main lane takes all. Its requests are short, for those who come later still. In the steady state there is one request per
+leader.
 
 Which request serves a partition is said by its `flight`. An answer counts only while the partition still belongs to it, so a
 partition that moved to another leader, was re-opened or dropped cannot be fed by what comes late. Positions move only by
@@ -38,6 +39,8 @@ AHEAD: Final = "AHEAD_OF_STABLE_OFFSET"
 
 # The joining lane ends its request this long before the main one is due, and waits as long for a busy main lane to come round.
 _JOIN_MARGIN: Final = 0.025
+# A partition that comes while the joining lane is out as well waits no longer than this (and the margin).
+_JOIN_SECONDS: Final = 0.05
 _SOLO_CONNECTIONS: Final = 4
 _PROBE_SECONDS: Final = 2.0
 
@@ -257,7 +260,7 @@ class Lane:
                 self._late.clear()
                 continue
             try:
-                await self._turn(batch, left, "join")
+                await self._turn(batch, min(left, _JOIN_SECONDS), "join")
             except Unreachable:
                 self._late.clear()  # the main lane finds out and deals with it
                 continue

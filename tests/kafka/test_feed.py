@@ -68,6 +68,22 @@ async def test_a_topic_that_is_followed_while_a_poll_is_held_is_fetched_at_once(
     await eventually(lambda: dev.parked("u", 0) == 1)
 
 
+async def test_topics_that_are_followed_one_soon_after_the_other_wait_for_none_of_them(dev, rig):
+    """The joining lane is out for the first of them when the second one comes."""
+    dev.create_topic("u")
+    dev.create_topic("v")
+    one = await rig(dev.address, max_wait=20.0)
+    await one.follow("t")
+    await dev.until_parked("t", 0)
+    await one.follow("u")
+    await dev.until_parked("u", 0)
+    await one.follow("v")
+    began = time.monotonic()
+    dev.append("v", 0, [b"x"])
+    assert await one.has("v", 1) == [b"x"]
+    assert time.monotonic() - began < 2
+
+
 async def test_a_partition_with_an_error_does_not_hold_up_the_others(dev, rig, count_requests):
     one = await rig(dev.address)
     await one.follow("t")
