@@ -18,6 +18,9 @@ settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
+# The brokers, and the rule that CI must have Apache Kafka: one node of it serves all folders of tests.
+pytest_plugins = ("integration.tier",)
+
 FILES = Path("/proc/self/fd")
 
 

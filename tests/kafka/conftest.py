@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
-from integration.apache_kafka import ApacheKafka
-from integration.brokers import ApacheHandle, BrokerHandle
+from integration.brokers import BrokerHandle
 from integration.dev_broker import DevHandle
-from integration.kafka_jars import missing
 from waiting import eventually
 
 from gateway.devbroker.server import Broker
@@ -115,21 +113,6 @@ async def dev() -> AsyncIterator[Broker]:
         broker.create_topic("t", 3)
         yield broker
         broker.faults.clear()
-
-
-@pytest.fixture(scope="session")
-def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One node of Apache Kafka for all tests here."""
-    if lack := missing():
-        pytest.skip(f"not run against Apache Kafka: {lack}")
-    with ApacheKafka(tmp_path_factory.mktemp("apache-kafka")) as kafka:
-        yield kafka
-
-
-@pytest.fixture
-async def apache(apache_kafka: ApacheKafka) -> AsyncIterator[ApacheHandle]:
-    async with ApacheHandle(apache_kafka) as handle:
-        yield handle
 
 
 @pytest.fixture

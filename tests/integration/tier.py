@@ -1,4 +1,4 @@
-"""The brokers that the integration tests run against: `broker` gives each case the dev broker and Apache Kafka in turn."""
+"""A pytest plugin with the brokers that tests run against: `broker` gives each case the dev broker and Apache Kafka in turn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.sections.append(("Apache Kafka's log", kafka.tail()))
     if report.skipped and isinstance(report.longrepr, tuple) and NOT_RUN in report.longrepr[2]:
         # pytest folds what was skipped at the same place for the same reason.
-        report.longrepr = ("tests/integration", 0, report.longrepr[2])
+        report.longrepr = ("tests", 0, report.longrepr[2])
     return report
 
 
