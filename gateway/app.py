@@ -158,6 +158,7 @@ class Gateway:
             metrics=metrics,
             spawn=self._spawn,
             max_batch=config.publish.max_batch,
+            closing=lambda: self.parking.draining,
         )
         trusted = TrustedProxies(config.server.trusted_proxies)
         exchanges = Exchanges(

@@ -17,6 +17,7 @@ from gateway.channels import Channels, Target
 from gateway.errors import (
     BodyInvalid,
     BrokerUnavailable,
+    Draining,
     GatewayError,
     LengthRequired,
     MediaType,
@@ -80,6 +81,9 @@ class Outcome:
 class Publish:
     """The handler of publishes. `max_batch` lines at most; `spawn` runs a publish on after its client has left.
 
+    While `closing` says so nothing is begun any more: Draining tells for certain that nothing was stored, which a publish that
+    the end of the process cuts off could not.
+
     `body_timeout`: seconds within which a whole body has to arrive.
     """
 
@@ -94,6 +98,7 @@ class Publish:
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, Outcome]], asyncio.Task[Outcome]],
         max_batch: int,
+        closing: Callable[[], bool],
         body_timeout: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -105,6 +110,7 @@ class Publish:
         self._metrics = metrics
         self._spawn = spawn
         self._max_batch = max_batch
+        self._closing = closing
         self._body_timeout = body_timeout
         self._clock = clock
 
@@ -112,6 +118,8 @@ class Publish:
         """Answer one publish."""
         request[EXCHANGE].transport = "publish"
         principal = await self._admission.identify(request)
+        if self._closing():
+            raise Draining
         given = wire.single(list(request.query.items()), ("channel", "key", "tombstone"))
         target = self._channels.publish_target(_channel(given), principal)
         key = _key(given, target)

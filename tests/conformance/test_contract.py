@@ -35,7 +35,7 @@ def test_the_contract_holds(gateway: Background, steps: list[Mapping[str, Any]])
 
 
 # Of later stages: transports, named cursors, proxied backends, lifecycle of channels, revocation lists.
-LATER = {"token_revoked", "superseded", "gone", "upstream_timeout", "circuit_open", "draining"}
+LATER = {"token_revoked", "superseded", "gone", "upstream_timeout", "circuit_open"}
 
 
 def test_every_code_is_shown_by_a_test() -> None:

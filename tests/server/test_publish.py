@@ -347,3 +347,14 @@ def _handler(gateway: Live):
     """Return the handler behind POST /v1/publish."""
     routes = gateway.gateway._listeners[0]._runner._app.router.routes()
     return next(route.handler.__self__ for route in routes if route.method == "POST")
+
+
+async def test_a_publish_while_the_process_drains_is_refused_before_anything_is_stored():
+    """On a connection that is still open: 503 `draining`, come back elsewhere; the connection ends."""
+    async with live() as gateway:
+        gateway.gateway.parking.draining = True
+        reply = await gateway.publish("news", b"1", headers={"Idempotency-Key": "k"})
+        assert (reply.status, reply.code) == (503, "draining")
+        assert reply.headers["Retry-After"] == "1"
+        assert reply.headers["Connection"] == "close"
+        assert stored(gateway, "news") == []
