@@ -14,12 +14,12 @@ OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c '$(OLD_ENOUGH)' 2>/dev/null && { echo $$python; break; }; done)
 
-# Options for pytest, as in `make test ARGS="tests/fanout -x"`.
+# Options for pytest and for the benchmark, as in `make test ARGS="tests/fanout -x"`.
 ARGS ?=
 # COVERAGE=1 has `make test` measure; `make check` sets it.
 COVERAGE ?=
 
-.PHONY: help run test check format lint types imports coverage mutants kafka clean
+.PHONY: help run test check format lint types imports coverage mutants kafka bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,8 +61,12 @@ mutants: $(STAMP) ## change the hub and the cursor in every small way and list w
 kafka: $(STAMP) ## fetch Apache Kafka from Maven Central and run one node on free ports (Ctrl-C ends it)
 	@cd tests && exec ../$(PY) -m integration.apache_kafka
 
+bench: $(STAMP) ## measure the gateway and its peers (ARGS="broadcast --quick", ARGS=--help lists all scenarios)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
+	@cd tests && exec ../$(PY) -m bench $(ARGS)
+
 clean: ## remove what the other targets made, the environment and Apache Kafka included
-	rm -rf $(VENV) .kafka build dist mutants *.egg-info .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) .kafka .bench build dist mutants *.egg-info .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

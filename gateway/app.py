@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import secrets
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -34,7 +37,9 @@ from gateway.server.address import TrustedProxies
 from gateway.server.admin import Admin
 from gateway.server.admission import Admission
 from gateway.server.application import ListChannels, Listener, OpenApi, application, public_routes, tls_context
+from gateway.server.arming import Arming
 from gateway.server.idempotency import Memory
+from gateway.server.lanes import Lanes
 from gateway.server.looplag import LoopLag
 from gateway.server.middleware import Cors, Exchanges, Problems
 from gateway.server.parking import Parking
@@ -45,6 +50,7 @@ from gateway.server.subscribe import Subscribe
 
 _log = logging.getLogger(__name__)
 SHARED_ANSWERS_BYTES = 32 * 2**20
+GC_THRESHOLDS = (20_000, 50, 100)
 # Answers under way when the process ends get this long, in seconds.
 LAST_ANSWERS = 5.0
 
@@ -103,11 +109,25 @@ class KafkaFacts:
             yield Reading("gateway_unstable_age_seconds", place, now - since if since else 0.0)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where this process listens as one of several: the public port, which all share, and its own Unix socket for operators.
+
+    `number` tells it from the others in the log; `abandoned` returns when there is nobody any more who looks after it.
+    """
+
+    number: int
+    port: int
+    admin_path: str
+    abandoned: Callable[[], Coroutine[Any, Any, object]]
+
+
 class Gateway:
     """Everything that one process runs. Build it on the loop that runs it; `start`, then `drain` and `stop`, once each."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, place: Place | None = None) -> None:
         self._config = config
+        self._place = place
         self._tasks: set[asyncio.Task[Any]] = set()
         self.metrics = Metrics(version=version())
         self.parking = Parking()
@@ -135,9 +155,10 @@ class Gateway:
 
     def _build_http(self) -> None:
         config, metrics, channels = self._config, self.metrics, self._config.table
-        admission = self._admission()
+        admission, access_log = self._admission(), self._access_log()
         self.slots = admission.slots
         reader = Reader(self.hub, self.kafka, scan_bytes=config.subscribe.scan_bytes, scan_seconds=config.subscribe.scan_time)
+        self.lanes = self._build_lanes(admission, reader, access_log)
         subscribe = Subscribe(
             admission=admission,
             channels=channels,
@@ -146,6 +167,7 @@ class Gateway:
             parking=self.parking,
             responses=Responses(SHARED_ANSWERS_BYTES),
             metrics=metrics,
+            lanes=self.lanes if config.lane.enabled else None,
             default_wait=config.subscribe.default_wait,
             max_wait=config.subscribe.max_wait,
         )
@@ -164,7 +186,7 @@ class Gateway:
         exchanges = Exchanges(
             trusted=trusted,
             metrics=metrics,
-            access_log=self._access_log(),
+            access_log=access_log,
             closing=lambda: self.parking.draining,
         ).middleware()
         problems = Problems(metrics, max_body=config.server.max_body_bytes).middleware()
@@ -183,13 +205,32 @@ class Gateway:
         if not config.server.single_listener:
             self._listeners.append(self._admin([exchanges, problems], admin.routes()))
 
+    def _build_lanes(self, admission: Admission, reader: Reader, access_log: AccessLog | None) -> Lanes:
+        config = self._config
+        lanes = Lanes(
+            hub=self.hub,
+            reader=reader,
+            arming=Arming(bound=config.lane.armed_heads, ignored=config.lane.ignore_headers, secret=secrets.token_bytes(32)),
+            polls=admission.polls,
+            addresses=admission.addresses,
+            slots=admission.slots,
+            metrics=self.metrics,
+            access_log=access_log,
+            route=f"{config.server.prefix}/subscribe",
+            keepalive=config.server.keepalive,
+            head_timeout=config.server.head_timeout,
+        )
+        self._authenticator.on_withdrawn(lanes.withdraw)
+        self.metrics.pull(lanes.readings)
+        return lanes
+
     def _admission(self) -> Admission:
         limits = self._config.limits
         return Admission(
             self._authenticator,
-            addresses=_bucket("address", limits.address),
-            polls=_bucket("polls", limits.polls),
-            publishes=_bucket("publishes", limits.publishes),
+            addresses=_bucket("address", limits.address, limits.parked_polls),
+            polls=_bucket("polls", limits.polls, limits.parked_polls),
+            publishes=_bucket("publishes", limits.publishes, limits.parked_polls),
             slots=Slots(quota=limits.concurrent_polls, total=limits.parked_polls),
             refused=NegativeCache(ttl=limits.refused_tokens.keep, bound=max(1, limits.refused_tokens.size)),
         )
@@ -212,13 +253,17 @@ class Gateway:
         return Listener(
             self._runner(app),
             host=server.host,
-            port=server.port,
+            port=server.port if self._place is None else self._place.port,
+            reuse_port=self._place is not None,
             backlog=server.backlog,
             tls=tls_context(str(server.tls.certfile), str(server.tls.keyfile)) if server.tls else None,
             front=behind_proxy if server.proxy_protocol else None,
         )
 
     def _admin(self, middlewares: list[Any], routes: list[web.RouteDef]) -> Listener:
+        if self._place is not None:
+            # Only the supervisor asks there, in the course of answering somebody: it counts and logs that request.
+            return Listener(self._runner(application([], routes)), path=self._place.admin_path)
         admin = self._config.server.admin
         return Listener(self._runner(application(middlewares, routes)), host=admin.host, port=admin.port)
 
@@ -278,7 +323,7 @@ class Gateway:
                     {"topic": topic, "partition": partition, "error": error} for topic, partition, error in status.sick
                 ],
             },
-            "parked_polls": self.hub.parked,
+            "parked_polls": self.slots.held,
             "keys": [
                 {"issuer": source.issuer, "source": source.place, "keys": source.keys, "error": source.error}
                 for source in self._authenticator.status()
@@ -287,8 +332,9 @@ class Gateway:
 
     def _pulled(self) -> Iterable[Reading]:
         yield Reading("gateway_ready", (), float(not self._checks()))
-        for listener in self._listeners:
+        for listener in self._listeners if self._place is None else self._listeners[:1]:
             yield Reading("gateway_open_connections", ("http",), listener.connections)
+        yield Reading("gateway_open_connections", ("http",), len(self.lanes))
         for pattern, parked in self.hub.parked_by.items():
             yield Reading("gateway_parked_waiters", (pattern,), parked)
         for name, topic in self.hub.topics.items():
@@ -301,6 +347,7 @@ class Gateway:
         await self._authenticator.start()
         await self.kafka.start()
         self._spawn(self.parking.run())
+        self._spawn(self.lanes.run())
         self._spawn(LoopLag(self.metrics.loop_lag.observe).run())
         for listener in self._listeners:
             await listener.start()
@@ -310,11 +357,13 @@ class Gateway:
         self._draining = True
         await asyncio.sleep(self._config.drain.delay)
         self._listeners[0].stop_accepting()
-        await self.parking.drain(self._config.drain.window)
+        window = self._config.drain.window
+        await asyncio.gather(self.parking.drain(window), self.lanes.drain(window))
 
     async def stop(self) -> None:
         """End everything, the newest first; polls that are parked still get their answer."""
         await self.parking.drain(0.0)
+        await self.lanes.close()
         for listener in self._listeners:
             await listener.stop()
         for task in self._tasks:
@@ -345,14 +394,16 @@ def version() -> str:
         return "unknown"
 
 
-def _bucket(policy: str, given: Bucket | None) -> TokenBuckets | None:
-    return None if given is None else TokenBuckets(policy, quota=given.burst, window=given.window)
+def _bucket(policy: str, given: Bucket | None, clients: int) -> TokenBuckets | None:
+    """Make a table with room for as many clients as may be parked, and as many who are not."""
+    bound = max(65_536, 2 * clients)
+    return None if given is None else TokenBuckets(policy, quota=given.burst, window=given.window, bound=bound)
 
 
 @asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[Gateway]:
+async def serving(config: Config, place: Place | None = None) -> AsyncIterator[Gateway]:
     """Run a gateway inside a block; it is stopped, without draining, at the end of it."""
-    gateway = Gateway(config)
+    gateway = Gateway(config, place)
     try:
         await gateway.start()
         yield gateway
@@ -360,26 +411,38 @@ async def serving(config: Config) -> AsyncIterator[Gateway]:
         await gateway.stop()
 
 
-async def run(config: Config, *, ready: Callable[[str], None] | None = None) -> int:
+async def run(config: Config, *, ready: Callable[[str], None] | None = None, place: Place | None = None) -> int:
     """Serve until SIGTERM or SIGINT, drain (a second signal cuts that short), and return the exit code.
 
-    `ready` is called with the URL once clients can connect.
+    `ready` is called with the URL once clients can connect. With a `place` it also ends when it is abandoned.
     """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
-    log_as_json(config.log.level.upper())
-    async with serving(config) as gateway:
+    log_as_json(config.log.level.upper(), fields=None if place is None else {"worker": place.number})
+    async with serving(config, place) as gateway:
+        _calm_collector()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
         if ready is not None:
             ready(gateway.url)
-        await asked.wait()
+        await _first(asked.wait(), *([] if place is None else [place.abandoned()]))
         asked.clear()
-        draining = loop.create_task(gateway.drain())
-        impatient = loop.create_task(asked.wait())
-        await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (draining, impatient):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await _first(gateway.drain(), asked.wait())
     return 0
+
+
+def _calm_collector() -> None:
+    """Have the garbage collector look less often, and never again at what is there already."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of them is done, and cancel the others."""
+    tasks = [asyncio.get_running_loop().create_task(work) for work in works]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from gateway.auth.mint import generate, mint
 from gateway.auth.tokens import Issuer
 from gateway.channels import MAX_CHANNELS
 from gateway.config.loading import ConfigInvalid, Inspected, inspect, json_schema, read
-from gateway.config.sections import Config
+from gateway.config.sections import MAX_WORKERS, Config
 from gateway.devbroker.server import Broker
 from gateway.errors import GatewayError, SubscriptionTooWide, TokenInvalid
 from gateway.fanout.cursor import TopicPosition, check_width
@@ -64,12 +65,31 @@ def main() -> None:
 
 @main.command()
 @_config_option
-def serve(file: Path) -> None:
+@click.option(
+    "--workers", type=click.IntRange(1, MAX_WORKERS), help="Processes that share the port, in place of server.workers."
+)
+def serve(file: Path, workers: int | None) -> None:
     """Run the gateway until SIGTERM or SIGINT."""
-    config = _inspect(file).config
+    inspected = _inspect(file, workers)
     from gateway import app  # noqa: PLC0415  # the other commands start faster without it
+    from gateway import workers as several  # noqa: PLC0415
 
-    sys.exit(_run(app.run(config)))
+    one = inspected.config.server.workers == 1
+    sys.exit(_run(app.run(inspected.config) if one else several.run(inspected, version=_version())))
+
+
+@main.command(hidden=True)
+def worker() -> None:
+    """Run as one of several workers; `serve` starts it."""
+    from gateway import workers  # noqa: PLC0415  # as in serve
+
+    try:
+        order, link = workers.receive()
+    except ValueError as error:
+        raise click.UsageError("workers are started by `gateway serve`") from error
+    with _mistakes_told():
+        config = read(order.text, os.environ, source=order.source, base=Path(order.base))
+    sys.exit(_run(workers.work(config, order, link)))
 
 
 @main.command()
@@ -85,7 +105,8 @@ def check(file: Path, *, broker: bool) -> None:
     for warning in warnings:
         click.echo(f"warning: {warning}")
     issuers = ", ".join(config.auth.issuers) or "none"
-    click.echo(f"{file}: OK: channels: {len(config.channels)}, issuers: {issuers}, warnings: {len(warnings)}")
+    workers = f", workers: {config.server.workers}" if config.server.workers > 1 else ""
+    click.echo(f"{file}: OK: channels: {len(config.channels)}, issuers: {issuers}{workers}, warnings: {len(warnings)}")
 
 
 async def _ask_brokers(config: Config) -> list[str]:
@@ -139,9 +160,15 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _inspect(file: Path) -> Inspected:
+def _inspect(file: Path, workers: int | None = None) -> Inspected:
+    with _mistakes_told():
+        return inspect(file, os.environ, workers=workers)
+
+
+@contextmanager
+def _mistakes_told() -> Iterator[None]:
     try:
-        return inspect(file, os.environ)
+        yield
     except ConfigInvalid as error:
         for line in error.lines():
             click.echo(line, err=True)

@@ -11,6 +11,9 @@ of all that gave way was: from then on an unknown key starts no fuller than that
 nobody resets his bucket by pushing it out of the table. An unknown key always gets its first token, for a table full of
 somebody's addresses must not lock out the rest; pushing a bucket out takes a new key, which pays for itself, so what an
 attacker can win is one token for each key that he spends: nothing that the new key would not have had anyway.
+
+Who asks for one key again and again keeps what the table has for it (`Bucket`, `Holder`) and is spared the look-up. The table
+may drop that at any time; then it says no to everything, and its keeper asks the table again.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from gateway.errors import GatewayError, Overloaded, RateLimited, TooManyPolls
 
 R = TypeVar("R")
 
+_DROPPED = math.inf
+_SWEEP_AT = 1_024
+
 
 class Decision(NamedTuple):
     """What a bucket said. `reset`: seconds until it is full again; `retry_after`: seconds until `cost` is there, else 0."""
@@ -35,6 +41,27 @@ class Decision(NamedTuple):
     retry_after: float
 
 
+class Bucket:
+    """One bucket of a table: the instant (monotonic) at which it is full again, infinite once the table has dropped it.
+
+    `kept`: somebody keeps it, so it stays in the table while there is room, full or not.
+    """
+
+    __slots__ = ("full_at", "kept")
+
+    def __init__(self, full_at: float) -> None:
+        self.full_at = full_at
+        self.kept = False
+
+    def __repr__(self) -> str:
+        return f"Bucket(full at {self.full_at:g})"
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the table knows it no more."""
+        return self.full_at == _DROPPED
+
+
 class TokenBuckets:
     """One bucket for each key, all with the same policy; at most `bound` of them are remembered.
 
@@ -42,7 +69,7 @@ class TokenBuckets:
     monotonic and must not go back. `evicted` counts the buckets in use that had to give way.
     """
 
-    __slots__ = ("_bound", "_floor", "_full_at", "_interval", "_reach", "evicted", "policy", "quota", "window")
+    __slots__ = ("_bound", "_buckets", "_floor", "_interval", "_reach", "evicted", "policy", "quota", "window")
 
     def __init__(self, policy: str, *, quota: int, window: float, bound: int = 65_536) -> None:
         if quota < 1 or not 0 < window < math.inf or bound < 1:
@@ -57,13 +84,13 @@ class TokenBuckets:
         self._reach = window + self._interval / 1000
         self._floor = -math.inf
         # Ordered, because taking the first key of a plain dict over and over is quadratic.
-        self._full_at: OrderedDict[Hashable, float] = OrderedDict()
+        self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._full_at)
+        return len(self._buckets)
 
     def __repr__(self) -> str:
-        keys = f"{len(self._full_at)} of {self._bound} keys"
+        keys = f"{len(self._buckets)} of {self._bound} keys"
         return f"TokenBuckets({self.policy}: {self.quota} in {self.window:g} s, {keys})"
 
     def take(self, key: Hashable, now: float, cost: int = 1) -> Decision:
@@ -74,7 +101,7 @@ class TokenBuckets:
         """
         room = self._charge(key, now, cost)
         if room >= 0:
-            reset = self._reach - room if cost <= self.quota else self._full_at[key] - now
+            reset = self._reach - room if cost <= self.quota else self._buckets[key].full_at - now
             return Decision(True, int(room / self._interval), reset, 0.0)
         missing = self._level(key, now) - now
         remaining = max(int((self._reach - missing) / self._interval), 0)
@@ -85,6 +112,29 @@ class TokenBuckets:
         room = self._charge(key, now, cost)
         if room < 0:
             raise self._rate_limited(self._wait(room))
+
+    def bucket(self, key: Hashable, now: float) -> Bucket:
+        """Return the key's bucket, to be kept and given to `take_one`."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = Bucket(self._level_of_unknown(now))
+            self._make_room(now)
+            self._buckets[key] = bucket
+        bucket.kept = True
+        return bucket
+
+    def take_one(self, bucket: Bucket, now: float) -> bool:
+        """Take one token from a bucket of this table; False if there is none, or if the bucket was dropped (ask again)."""
+        full_at = bucket.full_at
+        after = (max(now, full_at)) + self._interval  # `max` takes twice as long
+        if after > now + self._reach:
+            return False
+        bucket.full_at = after
+        return True
+
+    def give_back(self, bucket: Bucket) -> None:
+        """Put the token back that `take_one` has just taken."""
+        bucket.full_at -= self._interval
 
     def refusal(self, decision: Decision) -> RateLimited:
         """Return the error to raise for a decision of `take` that is not allowed."""
@@ -98,23 +148,24 @@ class TokenBuckets:
 
         Both in seconds of refilling.
         """
-        table = self._full_at
-        full_at = table.get(key)
-        level = self._level_of_unknown(now) if full_at is None else max(full_at, now)
+        bucket = self._buckets.get(key)
+        level = self._level_of_unknown(now) if bucket is None else max(bucket.full_at, now)
         after = level + cost * self._interval
         room = self._reach + now - (after if cost <= self.quota else level + self.window)
         if room >= 0:
-            if full_at is None:
+            if bucket is None:
                 self._make_room(now)
-            table[key] = after
+                self._buckets[key] = Bucket(after)
+            else:
+                bucket.full_at = after
         return room
 
     def _wait(self, room: float) -> float:
         return self._reach - self.window - room
 
     def _level(self, key: Hashable, now: float) -> float:
-        full_at = self._full_at.get(key)
-        return self._level_of_unknown(now) if full_at is None else max(full_at, now)
+        bucket = self._buckets.get(key)
+        return self._level_of_unknown(now) if bucket is None else max(bucket.full_at, now)
 
     def _level_of_unknown(self, now: float) -> float:
         if self._floor <= now:
@@ -122,9 +173,10 @@ class TokenBuckets:
         return min(self._floor, now + self.window - self._interval)
 
     def _make_room(self, now: float) -> None:
-        table = self._full_at
+        table = self._buckets
         for key in list(islice(table, 2)):
-            if table[key] <= now:
+            bucket = table[key]
+            if bucket.full_at <= now and not bucket.kept:
                 del table[key]
             else:
                 table.move_to_end(key)
@@ -132,54 +184,99 @@ class TokenBuckets:
             self._evict()
 
     def _evict(self) -> None:
-        table = self._full_at
-        fullest = min(islice(table, 8), key=table.__getitem__)
-        self._floor = max(self._floor, table.pop(fullest))
+        table = self._buckets
+        fullest = min(islice(table, 8), key=lambda key: table[key].full_at)
+        evicted = table.pop(fullest)
+        self._floor = max(self._floor, evicted.full_at)
+        evicted.full_at = _DROPPED
         self.evicted += 1
+
+
+class Holder:
+    """How many polls one principal holds, beyond every quota once the table has dropped it."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: float = 0
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the table knows it no more."""
+        return self.held == _DROPPED
 
 
 class Slots:
     """Polls held at once: at most `quota` by one principal, at most `total` by all.
 
-    The table needs no bound of its own: a principal is in it only while it holds something.
+    The table needs no bound of its own: who holds nothing is dropped from it now and then.
     """
 
-    __slots__ = ("_held", "held", "quota", "total")
+    __slots__ = ("_holders", "_sweep_at", "held", "quota", "total")
 
     def __init__(self, *, quota: int, total: int) -> None:
         self.quota = quota
         self.total = total
         self.held = 0
-        self._held: dict[Hashable, int] = {}
+        self._holders: dict[Hashable, Holder] = {}
+        self._sweep_at = _SWEEP_AT
 
     def __repr__(self) -> str:
-        return f"Slots({self.held} of {self.total} held by {len(self._held)}, {self.quota} each)"
+        holders = sum(holder.held > 0 for holder in self._holders.values())
+        return f"Slots({self.held} of {self.total} held by {holders}, {self.quota} each)"
+
+    def __len__(self) -> int:
+        return len(self._holders)
 
     def of(self, principal: Hashable) -> int:
         """Return how many slots the principal holds."""
-        return self._held.get(principal, 0)
+        holder = self._holders.get(principal)
+        return 0 if holder is None else int(holder.held)
+
+    def holder(self, principal: Hashable) -> Holder:
+        """Return the principal's count, to be kept and given to `acquire_for` and `release_of`."""
+        holder = self._holders.get(principal)
+        if holder is None:
+            if len(self._holders) >= self._sweep_at:
+                self._sweep()
+            holder = self._holders[principal] = Holder()
+        return holder
 
     def acquire(self, principal: Hashable) -> None:
         """Take a slot. Raises TooManyPolls (the principal's own doing, so asked first) or Overloaded."""
-        held = self._held.get(principal, 0)
-        if held >= self.quota:
+        holder = self.holder(principal)
+        if holder.held >= self.quota:
             raise TooManyPolls(quota=self.quota)
         if self.held >= self.total:
             raise Overloaded
-        self._held[principal] = held + 1
+        holder.held += 1
         self.held += 1
+
+    def acquire_for(self, holder: Holder) -> bool:
+        """Take a slot; False if there is none, or if the holder was dropped (ask again)."""
+        if holder.held >= self.quota or self.held >= self.total:
+            return False
+        holder.held += 1
+        self.held += 1
+        return True
 
     def release(self, principal: Hashable) -> None:
         """Give a slot back; each acquire has exactly one release."""
-        held = self._held.get(principal, 0)
-        if held == 0:
+        self.release_of(self.holder(principal))
+
+    def release_of(self, holder: Holder) -> None:
+        """Give a slot back that `acquire_for` took."""
+        if holder.held < 1 or holder.dropped:
             # A second release would quietly hand out more than `total` slots for the rest of the process's life.
             raise AssertionError("released a slot that was not held")
+        holder.held -= 1
         self.held -= 1
-        if held == 1:
-            del self._held[principal]
-        else:
-            self._held[principal] = held - 1
+
+    def _sweep(self) -> None:
+        """Drop who holds nothing; the next time when as many again have come, so that it costs each of them little."""
+        for principal in [principal for principal, holder in self._holders.items() if not holder.held]:
+            self._holders.pop(principal).held = _DROPPED
+        self._sweep_at = 2 * len(self._holders) + _SWEEP_AT
 
 
 class NegativeCache(Generic[R]):
@@ -250,7 +347,7 @@ def policy_field(policies: Iterable[Policy]) -> str:
 
 def limit_field(name: str, remaining: int, reset: float | None = None) -> str:
     """Format RateLimit: what is left of the named policy, and the seconds (rounded up) until it is whole again."""
-    seconds = "" if reset is None else f";t={math.ceil(max(reset, 0.0))}"
+    seconds = "" if reset is None else f";t={math.ceil(round(max(reset, 0.0), 6))}"
     return f"{_string(name)};r={max(remaining, 0)}{seconds}"
 
 

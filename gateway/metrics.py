@@ -70,7 +70,7 @@ COUNTERS = (
     Described("gateway_proxy_header_refusals_total", "counter", ("reason",), "Connections without a good PROXY header."),
     Described("gateway_kafka_errors_total", "counter", ("error",), "Errors that Kafka or its client reported, by name."),
     Described("gateway_log_lines_dropped_total", "counter", (), "Access log lines lost because the reader did not keep up."),
-    Described("gateway_scrape_errors_total", "counter", (), "Sources of pulled metrics that failed."),
+    Described("gateway_scrape_errors_total", "counter", (), "Sources of metrics that failed, or workers that did not answer."),
 )
 
 HISTOGRAMS = (
@@ -98,6 +98,11 @@ PULLED = (
         "gateway_unstable_age_seconds", "gauge", ("topic", "partition"), "How long the last stable offset stands behind."
     ),
 )
+
+WORKERS = Described("gateway_workers", "gauge", ("state",), "Worker processes: expected, running, and serving.")
+WORKER_RESTARTS = Described("gateway_worker_restarts_total", "counter", (), "Workers that ended and were started again.")
+SUPERVISED = (WORKERS, WORKER_RESTARTS)
+"""What only the supervisor of several workers shows (see `gateway.workers`)."""
 
 
 class Count:
@@ -239,12 +244,7 @@ class Metrics(Collector):
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Return the body and Content-Type of /metrics: OpenMetrics where `accept` asks for it, else plain text."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):
-            # A version in Accept that is no number: prometheus_client compares it all the same.
-            encode, content_type = choose_encoder("")
-        return encode(self.registry), content_type
+        return encoded(self.registry, accept)
 
     def _counter(self, described: Described) -> CounterFamily:
         family = self._families[described.name] = CounterFamily(described, self._max_series)
@@ -287,8 +287,18 @@ def _bounded(labels: tuple[str, ...], described: Described, full: bool) -> tuple
     return (OTHER,) * len(labels) if full and labels else labels
 
 
+def encoded(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return what a registry shows and its Content-Type: OpenMetrics where `accept` asks for it, else plain text."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # A version in Accept that is no number: prometheus_client compares it all the same.
+        encode, content_type = choose_encoder("")
+    return encode(registry), content_type
+
+
 def documented() -> tuple[Described, ...]:
-    """Return every metric that /metrics can show, for the documentation and the test that compares them."""
+    """Return every metric that the /metrics of one process can show, for the documentation and the test that compares them."""
     return (*COUNTERS, *HISTOGRAMS, *PULLED, *_process_metrics())
 
 

@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 
 import gateway.app
+import gateway.workers
 from gateway import cli
 from gateway.auth.mint import generate
 from gateway.devbroker.server import Broker
@@ -94,6 +95,14 @@ class TestCheck:
         result = call("check", "-c", file)
         assert (result.exit_code, result.stderr) == (0, "")
         assert result.stdout == f"{file}: OK: channels: 1, issuers: main, warnings: 0\n"
+
+    def test_several_workers(self, file):
+        """The limits of all together are told in numbers, before anybody is surprised."""
+        file.write_text("server: {workers: 4}" + TEXT)
+        result = call("check", "-c", file)
+        assert result.exit_code == 0
+        assert result.stdout.endswith(f"{file}: OK: channels: 1, issuers: main, workers: 4, warnings: 3\n")
+        assert "limits.parked_polls 400000\n" in result.stdout
 
     def test_the_file_may_be_named_by_the_environment(self, file):
         assert call("check", GATEWAY_CONFIG=str(file)).exit_code == 0
@@ -303,6 +312,62 @@ class TestRun:
         monkeypatch.setattr(gateway.app, "run", run)
         result = call("serve", "-c", file)
         assert (result.exit_code, result.stderr) == (1, said)
+
+    @pytest.fixture
+    def supervised(self, ran, monkeypatch) -> list[int]:
+        counts: list[int] = []
+
+        async def run(inspected, *, version) -> int:
+            counts.append(inspected.config.server.workers)
+            return 0
+
+        monkeypatch.setattr(gateway.workers, "run", run)
+        return counts
+
+    def test_several_workers_have_a_supervisor(self, file, ran, supervised):
+        """By the file or by the option, which wins."""
+        assert call("serve", "-c", file, "--workers", 3).exit_code == 0
+        file.write_text(TEXT + "server: {workers: 4}")
+        assert call("serve", "-c", file).exit_code == 0
+        assert (supervised, ran) == ([3, 4], [])
+        assert call("serve", "-c", file, "--workers", 1).exit_code == 0
+        assert (supervised, len(ran)) == ([3, 4], 1)
+
+    @pytest.mark.parametrize("number", [0, 257, "x"])
+    def test_how_many_workers_there_can_be(self, file, ran, supervised, number):
+        assert call("serve", "-c", file, "--workers", number).exit_code == 2
+        assert (supervised, ran) == ([], [])
+
+    def test_operators_are_not_sent_to_one_worker(self, file, ran, supervised):
+        """With one listener /metrics would be about whoever got the connection."""
+        file.write_text("server: {single_listener: true, workers: 1}" + TEXT)
+        result = call("serve", "-c", file, "--workers", 2)
+        assert (result.exit_code, supervised, ran) == (2, [], [])
+        assert result.stderr.startswith(f"{file}:1: server.single_listener: expected false with server.workers above 1 (")
+        assert call("serve", "-c", file).exit_code == 0
+
+    @pytest.mark.parametrize("text", ["- 1", "server: x", "server:", "{"])
+    def test_the_number_of_workers_hides_no_mistake(self, file, text):
+        """It is put in where it fits."""
+        file.write_text(text)
+        result = call("serve", "-c", file, "--workers", 2)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"{file}:1: ")
+
+    def test_workers_do_not_begin_by_themselves(self, monkeypatch):
+        def missing() -> None:
+            raise ValueError("there is no supervisor")
+
+        monkeypatch.setattr(gateway.workers, "receive", missing)
+        result = call("worker")
+        assert (result.exit_code, "workers are started by `gateway serve`" in result.stderr) == (2, True)
+
+    def test_a_worker_that_gets_a_configuration_with_mistakes(self, monkeypatch):
+        """A key file may have gone since the supervisor read it."""
+        order = gateway.workers.Order(1, 1, "/none", "gateway.yaml", "/", b"x")
+        monkeypatch.setattr(gateway.workers, "receive", lambda: (order, None))
+        result = call("worker")
+        assert (result.exit_code, result.stderr.startswith("gateway.yaml:1: ")) == (2, True)
 
     def test_an_interrupt_ends_it_quietly(self, file, monkeypatch):
         async def run(config, *, ready=None) -> int:

@@ -131,7 +131,7 @@ class TestBoundedTable:
             buckets.check(key, 0.0)
         for key in range(22, 52):
             buckets.check(key, 20.0)
-        assert set(buckets._full_at) == {0, 1, *range(22, 52)}
+        assert set(buckets._buckets) == {0, 1, *range(22, 52)}
 
     def test_the_bound_holds(self) -> None:
         """No number of keys makes the table larger than its bound."""
@@ -166,7 +166,7 @@ class TestBoundedTable:
         buckets.take("b", 0.0)
         decision = buckets.take("c", 0.0, 3)
         assert decision == Decision(False, 1, pytest.approx(9), pytest.approx(2, abs=0.01))
-        assert "c" not in buckets._full_at
+        assert "c" not in buckets._buckets
 
     def test_the_fullest_of_eight_gives_way(self) -> None:
         """Light users lose their entry, which costs them little; heavy ones stay known."""
@@ -175,7 +175,7 @@ class TestBoundedTable:
             buckets.take(key, 0.0, 90)
         buckets.take("light", 0.0, 1)
         buckets.take("new", 0.0, 1)
-        assert set(buckets._full_at) == {*range(7), "new"}
+        assert set(buckets._buckets) == {*range(7), "new"}
         assert buckets._floor == pytest.approx(1.0)
 
 

@@ -16,6 +16,7 @@ from gateway.metrics import (
     LATENCY_BUCKETS,
     OTHER,
     PULLED,
+    SUPERVISED,
     Metrics,
     Reading,
     Spread,
@@ -177,8 +178,8 @@ class TestDocumented:
     def test_names_and_units(self) -> None:
         """gateway_<noun>_<unit>, counters with _total, and no other word for the same label."""
         labels = {"transport", "outcome", "channel", "route", "status", "topic", "partition", "policy", "code"}
-        labels |= {"reason", "error", "version", "python"}
-        for described in (*COUNTERS, *HISTOGRAMS, *PULLED):
+        labels |= {"reason", "error", "version", "python", "state"}
+        for described in (*COUNTERS, *HISTOGRAMS, *PULLED, *SUPERVISED):
             assert re.fullmatch(r"gateway(_[a-z]+)+", described.name)
             assert described.name.endswith("_total") == (described.kind == "counter")
             assert described.name.endswith("_seconds") or described.kind != "histogram"

@@ -44,6 +44,9 @@ def _server(server: Server) -> Iterator[Finding]:
     admin = server.admin
     if not server.single_listener and admin.port == server.port != 0 and _share(admin.host, server.host):
         yield ("server", "admin", "port"), "expected another port than server.port, got the same"
+    if server.single_listener and server.workers > 1:
+        one = "each of its paths would answer for one worker only"
+        yield ("server", "single_listener"), f"expected false with server.workers above 1 ({one}), got true"
     if server.proxy_protocol and not server.trusted_proxies:
         yield ("server", "trusted_proxies"), "expected the proxies that send the PROXY protocol, got none"
     if server.tls is not None:
@@ -209,6 +212,7 @@ def advise(config: Config) -> Iterator[Finding]:
     if not config.auth.issuers:
         yield ("auth",), "there are no issuers, so nobody can come in"
     yield from _server_advice(config.server)
+    yield from _workers_advice(config)
     yield from _security_advice(config.kafka.security)
     for alias, issuer in config.auth.issuers.items():
         if not issuer.audience:
@@ -229,6 +233,25 @@ def _server_advice(server: Server) -> Iterator[Finding]:
         yield ("server", "single_listener"), "metrics are public"
     if not server.single_listener and not _loopback(server.admin.host):
         yield ("server", "admin", "host"), "metrics can be asked for from elsewhere: keep the port closed to clients"
+
+
+def _workers_advice(config: Config) -> Iterator[Finding]:
+    count = config.server.workers
+    if count == 1:
+        return
+    here: Path = ("server", "workers")
+    limits, kafka = config.limits, config.kafka
+    buckets = {"address": limits.address, "polls": limits.polls, "publishes": limits.publishes}
+    rates = [f"limits.{name} {count * bucket.rate:g}/s" for name, bucket in buckets.items() if bucket is not None]
+    held = f"limits.concurrent_polls {count * limits.concurrent_polls}, limits.parked_polls {count * limits.parked_polls}"
+    yield here, f"each of the {count} workers counts by itself, so that in all there may be: {', '.join([*rates, held])}"
+    yield here, f"each of the {count} workers knows its own Idempotency-Keys: a repeat may be stored again by another one"
+    sizes = {"kafka.tails_bytes": kafka.tails_bytes, "kafka.cold_cache_bytes": kafka.cold_cache_bytes}
+    memory = ", ".join(f"{name} {count * size >> 20} MiB" for name, size in sizes.items())
+    yield (
+        here,
+        f"each of the {count} workers reads each partition by itself, and keeps what it read; in all there are: {memory}",
+    )
 
 
 def _security_advice(security: Security) -> Iterator[Finding]:

@@ -39,11 +39,13 @@ class ConfigInvalid(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A configuration that can be used, and what is unwise in it."""
+    """A configuration that can be used, what is unwise in it, and the text that it was made of."""
 
     config: Config
     source: str
     advice: tuple[Problem, ...]
+    text: str | bytes
+    base: FilePath | None
 
     def warnings(self) -> list[str]:
         """Give one line for each piece of advice."""
@@ -55,8 +57,8 @@ def load(path: str | FilePath, env: Mapping[str, str]) -> Config:
     return inspect(path, env).config
 
 
-def inspect(path: str | FilePath, env: Mapping[str, str]) -> Inspected:
-    """Do the same, and collect advice."""
+def inspect(path: str | FilePath, env: Mapping[str, str], *, workers: int | None = None) -> Inspected:
+    """Do the same, and collect advice. `workers` takes the place of server.workers."""
     file = FilePath(path)
     try:
         with file.open("rb") as stream:
@@ -64,7 +66,7 @@ def inspect(path: str | FilePath, env: Mapping[str, str]) -> Inspected:
     except OSError as error:
         sentence = f"expected a file that can be read, got: {error.strerror or error}"
         raise ConfigInvalid(str(path), [Problem(1, (), sentence)]) from error
-    return _inspect(text, env, str(path), file.parent.absolute())
+    return _inspect(text, env, str(path), file.parent.absolute(), workers)
 
 
 def read(text: str | bytes, env: Mapping[str, str], *, source: str = "gateway.yaml", base: FilePath | None = None) -> Config:
@@ -91,7 +93,9 @@ def _open(node: Any) -> Any:
     return opened
 
 
-def _inspect(text: str | bytes, env: Mapping[str, str], source: str, base: FilePath | None) -> Inspected:
+def _inspect(
+    text: str | bytes, env: Mapping[str, str], source: str, base: FilePath | None, workers: int | None = None
+) -> Inspected:
     if len(text) > MAX_FILE_BYTES:
         raise ConfigInvalid(source, [Problem(1, (), f"expected at most {MAX_FILE_BYTES} bytes, got more")])
     document = parse(text, env)
@@ -99,6 +103,8 @@ def _inspect(text: str | bytes, env: Mapping[str, str], source: str, base: FileP
     if document.values is None and problems:  # there is nothing to look at
         raise ConfigInvalid(source, problems)
     values = document.values if document.values is not None else {}
+    if workers is not None:
+        values = _with_workers(values, workers)
     try:
         config: Config | None = _validate(values, base)
     except ValidationError as error:
@@ -113,7 +119,14 @@ def _inspect(text: str | bytes, env: Mapping[str, str], source: str, base: FileP
     if problems or config is None:
         raise ConfigInvalid(source, problems)
     advice = tuple(Problem(document.line(path), path, sentence) for path, sentence in advise(config))
-    return Inspected(config, source, advice)
+    return Inspected(config, source, advice, text, base)
+
+
+def _with_workers(values: object, workers: int) -> object:
+    """Put the value in where there is room for it; what the file has in place of a section is told of as usual."""
+    if not isinstance(values, dict) or not isinstance(server := values.get("server", {}), dict):
+        return values
+    return {**values, "server": {**server, "workers": workers}}
 
 
 def _validate(values: object, base: FilePath | None) -> Config:

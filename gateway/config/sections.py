@@ -37,6 +37,8 @@ from gateway.config.values import (
 )
 from gateway.kafka.connect import KafkaSettings
 
+MAX_WORKERS = 256
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are mistakes, values never change, and inputs stay out of messages."""
@@ -100,6 +102,8 @@ class Server(Section):
     """Seconds that an idle connection stays open; a load balancer in front should give up its own sooner."""
     head_timeout: Annotated[Seconds, Field(ge=1)] = 10.0
     """Seconds within which a request head has to be complete."""
+    workers: Annotated[Count, Field(ge=1, le=MAX_WORKERS)] = 1
+    """Processes that share the port, each with limits, tails and fetches of its own; one for each core that it may use."""
 
 
 class Security(Section):
@@ -422,6 +426,25 @@ class Publish(Section):
     """Idempotency-Keys to remember."""
 
 
+class Lane(Section):
+    """How repeated polls are answered without the HTTP framework."""
+
+    enabled: bool = True
+    """Take connections of repeated polls out of the HTTP framework; off: to find out whether it makes a difference."""
+    ignore_headers: tuple[HeaderName, ...] = (
+        "X-Request-Id",
+        "X-Correlation-Id",
+        "X-Amzn-Trace-Id",
+        "X-Cloud-Trace-Context",
+        "Traceparent",
+        "Tracestate",
+        "CF-Ray",
+    )
+    """Header fields of requests that may differ from poll to poll: ids that proxies add."""
+    armed_heads: Annotated[Count, Field(ge=0, le=10_000_000)] = 200_000
+    """Request heads to remember; beyond, polls that come over another connection cost more."""
+
+
 class Drain(Section):
     """The end of the process, at SIGTERM."""
 
@@ -438,8 +461,8 @@ class Log(Section):
     """The least level to write."""
     access: bool = True
     """Write one line for each request."""
-    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
-    """Share of successful requests to write; failed ones always are."""
+    sample: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    """Share of successful polls to write; failed ones and all other requests always are."""
 
 
 class Config(Section):
@@ -461,6 +484,8 @@ class Config(Section):
     """Publishes."""
     cors: Cors = Cors()
     """Which web pages may call."""
+    lane: Lane = Lane()
+    """How repeated polls are answered without the HTTP framework."""
     drain: Drain = Drain()
     """The end of the process."""
     log: Log = Log()

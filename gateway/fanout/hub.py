@@ -172,7 +172,7 @@ class Hub:
         topic.partition_count = partitions
         topic.position = TopicPosition(known or before.id_hash, topic.position.offsets)
         topic.version += 1
-        self._wake_topic(topic, {**self._moment(), name: before}, CHANGED)
+        self._wake_topic(topic, {**self.moment(), name: before}, CHANGED)
 
     def open(self, name: str, partition: int, *, start: int, log_start: int) -> None:
         """Make a partition readable: its tail is empty and begins at `start`.
@@ -185,7 +185,7 @@ class Hub:
         topic.tails[partition] = Tail(start=start, log_start=log_start)
         topic.partition_count = max(topic.partition_count, partition + 1)
         topic.moved({**topic.position.offsets, partition: start})
-        self._wake_topic(topic, {**self._moment(), name: before}, CHANGED)
+        self._wake_topic(topic, {**self.moment(), name: before}, CHANGED)
 
     def append(self, name: str, partition: int, records: Sequence[Record], *, end: int, log_start: int) -> int:
         """Add what one fetch brought to a tail, and return the number of waiters that this woke.
@@ -210,7 +210,7 @@ class Hub:
         """Drop one partition's tail: it can no longer be followed. The topic's waiters read again, and keep their place."""
         topic = self.topics.get(name)
         if topic is not None and partition in topic.tails:
-            moment = self._moment()
+            moment = self.moment()
             self._drop(topic, (partition,))
             self._wake_topic(topic, moment, CHANGED)
 
@@ -218,18 +218,19 @@ class Hub:
         """Drop a topic that nobody polls any more. Waiters that are there all the same read again."""
         topic = self.topics.get(name)
         if topic is not None:
-            moment = self._moment()
+            moment = self.moment()
             self._drop(topic, tuple(topic.tails))
             self._wake_topic(topic, moment, CHANGED)
             del self.topics[name]
 
     # --- what readers call ---
 
-    def park(self, waiter: Waiter, position: Position, *, at_tail: bool, deadline: float) -> None:
+    def park(self, waiter: Waiter, position: Position, *, at_tail: bool, deadline: float | None) -> None:
         """Register a reader that found nothing at `position`, without an await since it looked.
 
         `position` covers all topics of the waiter's interests. `at_tail`: it is exactly the end of all tails that the
-        subscription reads. `deadline` is monotonic, reached at the next tick (0.1 s).
+        subscription reads. `deadline` is monotonic, reached at the next tick (0.1 s); None for a waiter that stands for many
+        readers and watches their deadlines itself.
         """
         waiter.apart = None if at_tail else position
         waiter._behind = not at_tail and self._is_behind(position)  # noqa: SLF001  # the hub owns the slot
@@ -238,9 +239,10 @@ class Hub:
             topic = self.create(interest.topic)
             index = topic.whole if interest.key is None else topic.keyed.setdefault(interest.key, {})
             index[waiter] = None
-        tick = max(int(deadline / TICK) + 1, self._wheel_at)
+        tick = 0 if deadline is None else max(int(deadline / TICK) + 1, self._wheel_at)
         waiter._deadline_tick = tick  # noqa: SLF001  # the hub owns the slot
-        self._wheel.setdefault(tick, {})[waiter] = None
+        if tick:
+            self._wheel.setdefault(tick, {})[waiter] = None
         self.parked += 1
         for label in waiter.labels:
             self.parked_by[label] += 1
@@ -251,7 +253,7 @@ class Hub:
             self._unlink(waiter)
 
     def waiters(self) -> list[Waiter]:
-        """Return all parked waiters, those with the nearest deadline first."""
+        """Return the parked waiters that have a deadline, those with the nearest first."""
         return [waiter for tick in sorted(self._wheel) for waiter in self._wheel[tick]]
 
     # --- what the shell calls ---
@@ -267,17 +269,18 @@ class Hub:
         """Wake parked waiters for a reason other than records; return how many were parked."""
         parked = [waiter for waiter in dict.fromkeys(waiters) if waiter.parked]
         if parked:
-            self._wake(parked, self._moment(), why)
+            self._wake(parked, self.moment(), why)
         return len(parked)
 
     def take(self, most: int) -> list[Waiter]:
         """Remove and return up to `most` woken waiters, those that were woken first."""
         return [self._woken.popleft() for _ in range(min(most, len(self._woken)))]
 
-    # --- inside ---
-
-    def _moment(self) -> dict[str, TopicPosition]:
+    def moment(self) -> dict[str, TopicPosition]:
+        """Return where all tails end now."""
         return {name: topic.position for name, topic in self.topics.items()}
+
+    # --- inside ---
 
     def _wake_readers(self, topic: Topic, partition: int, fresh: Sequence[Record], before: TopicPosition) -> int:
         woken: dict[Waiter, None] = {}
@@ -293,7 +296,7 @@ class Hub:
                     if waiter.may_read(topic.name, partition, last):
                         woken[waiter] = None
         if woken:
-            self._wake(list(woken), {**self._moment(), topic.name: before}, RECORDS)
+            self._wake(list(woken), {**self.moment(), topic.name: before}, RECORDS)
         return len(woken)
 
     def _wake_topic(self, topic: Topic, moment: Mapping[str, TopicPosition], why: Why) -> None:
@@ -322,10 +325,11 @@ class Hub:
                 del index[waiter]
                 if not index:
                     del topic.keyed[key]
-        tick = self._wheel[waiter._deadline_tick]  # noqa: SLF001
-        del tick[waiter]
-        if not tick:
-            del self._wheel[waiter._deadline_tick]  # noqa: SLF001
+        if waiter._deadline_tick:  # noqa: SLF001
+            tick = self._wheel[waiter._deadline_tick]  # noqa: SLF001
+            del tick[waiter]
+            if not tick:
+                del self._wheel[waiter._deadline_tick]  # noqa: SLF001
         self.parked -= 1
         for label in waiter.labels:
             self.parked_by[label] -= 1

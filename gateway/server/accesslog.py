@@ -26,7 +26,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -44,6 +44,7 @@ QUERY = frozenset({"channel", "from", "wait", "limit", "max_bytes", "linger", "v
 """Query parameters that are shown. `channel` may hold an id (chat/42), as paths do: without it a line says nothing."""
 
 MAX_TEXT = 512
+CUT_TEXT = 64
 MAX_FIELDS = 64
 MAX_TRACEBACK = 8_192
 PIPE_BUF = 4_096
@@ -197,6 +198,15 @@ class AccessLog:
         self._credit -= 1.0
         return True
 
+    def sampled_of(self, count: int, status: int) -> int:
+        """Say how many of `count` polls with this status are to be written."""
+        if self._sample >= 1.0 or not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            return count
+        self._credit += self._sample * count
+        written = int(self._credit)
+        self._credit -= written
+        return written
+
     def write(
         self,
         *,
@@ -239,7 +249,7 @@ class AccessLog:
             "sample": sample,
         }
         entry.update((name, value) for name, value in optional.items() if value is not None)
-        self._lines.add(redact(encode(entry)) + b"\n")
+        self._lines.add(_short(entry) + b"\n")
 
     def _shown(self, query: str) -> list[list[str]]:
         # Not parse_qsl, which takes longer than all the rest of a line. A name that is percent-encoded is not shown.
@@ -282,10 +292,29 @@ def _text(value: object) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _short(entry: dict[str, object]) -> bytes:
+    """Encode an entry so that it is written in one piece: on one pipe the lines of several processes do not mix then."""
+    line = redact(encode(entry))
+    if len(line) < PIPE_BUF:
+        return line
+    entry = {name: value for name, value in entry.items() if name != "query"} | {"cut": True}
+    line = redact(encode(entry))
+    if len(line) < PIPE_BUF:
+        return line
+    return redact(encode({name: value[:CUT_TEXT] if isinstance(value, str) else value for name, value in entry.items()}))
+
+
 class JsonFormatter(logging.Formatter):
-    """Process logs as JSON lines: time, level, logger, message, request_id, error, and `extra` fields."""
+    """Process logs as JSON lines: time, level, logger, message, request_id, error, and `extra` fields.
+
+    `fields` are in every line.
+    """
 
     _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+    def __init__(self, fields: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._fields = fields or {}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line without its line feed."""
@@ -294,6 +323,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record)[:MAX_TRACEBACK],
+            **self._fields,
         }
         if (request_id := REQUEST_ID.get()) is not None:
             entry["request_id"] = request_id
@@ -315,10 +345,15 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg} (arguments do not fit: {type(error).__name__})"
 
 
-def log_as_json(level: str | int = "INFO", stream: TextIO | None = None) -> logging.Handler:
-    """Send all process logs at `level` and above to `stream` (stderr) as JSON lines; returns the handler, for tests."""
+def log_as_json(
+    level: str | int = "INFO", stream: TextIO | None = None, *, fields: Mapping[str, object] | None = None
+) -> logging.Handler:
+    """Send all process logs at `level` and above to `stream` (stderr) as JSON lines, each with these `fields`.
+
+    Returns the handler, for tests.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(fields))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

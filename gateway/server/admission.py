@@ -38,7 +38,8 @@ class Admission:
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self._authenticator = authenticator
-        self._addresses = addresses
+        self.addresses = addresses
+        self.polls = polls
         self._buckets = {"poll": polls, "publish": publishes}
         self.slots = slots
         self._refused = refused
@@ -49,8 +50,8 @@ class Admission:
     async def identify(self, request: web.Request) -> Principal:
         """Return who asks; RateLimited by address, TokenMissing, TokenInvalid, TokenExpired."""
         exchange = request[EXCHANGE]
-        if self._addresses is not None:
-            self._addresses.check(bucket_key(exchange.address), self._clock())
+        if self.addresses is not None:
+            self.addresses.check(bucket_key(exchange.address), self._clock())
         principal = await self._principal(_authorization(request))
         exchange.principal = principal
         return principal

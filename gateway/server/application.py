@@ -94,15 +94,18 @@ class OpenApi:
 class Listener:
     """One listening socket and the connections that came through it.
 
-    `front` puts the PROXY protocol before HTTP. `port` 0 takes a free one.
+    `front` puts the PROXY protocol before HTTP. `port` 0 takes a free one; with `reuse_port` other processes of the same user
+    may listen there as well. With `path` it is a Unix socket, and the address does not matter.
     """
 
     def __init__(
         self,
         runner: web.BaseRunner,
         *,
-        host: str,
-        port: int,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        reuse_port: bool = False,
+        path: str | None = None,
         backlog: int = 128,
         tls: ssl.SSLContext | None = None,
         front: Callable[[web.Server], ProxyProtocol] | None = None,
@@ -110,6 +113,8 @@ class Listener:
         self._runner = runner
         self._host = host
         self._port = port
+        self._reuse_port = reuse_port
+        self._path = path
         self._backlog = backlog
         self._tls = tls
         self._front = front
@@ -118,7 +123,7 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port in use."""
+        """The port in use; 0 on a Unix socket."""
         if self._server is None:
             raise AssertionError("the listener has not started")
         return self._port
@@ -136,6 +141,9 @@ class Listener:
         if server is None:
             raise AssertionError("setup makes the server")
         self._greeter = self._front(server) if self._front is not None else None
+        if self._path is not None:
+            self._server = await asyncio.get_running_loop().create_unix_server(server, self._path)
+            return
         self._server = await asyncio.get_running_loop().create_server(
             self._greeter or server,
             self._host,
@@ -143,6 +151,7 @@ class Listener:
             backlog=self._backlog,
             ssl=self._tls,
             reuse_address=True,
+            reuse_port=self._reuse_port or None,
             family=socket.AF_UNSPEC,
         )
         self._port = self._server.sockets[0].getsockname()[1]

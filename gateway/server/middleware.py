@@ -18,6 +18,7 @@ from gateway.metrics import Metrics
 from gateway.server.accesslog import REQUEST_ID, AccessLog
 from gateway.server.address import TrustedProxies, client_address, peer_address
 from gateway.server.exchange import EXCHANGE, Exchange
+from gateway.server.lane import Handover
 from gateway.server.protocol import SERVER, InternalError, from_http, problem_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -72,6 +73,8 @@ class Exchanges:
             raise
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
+        if isinstance(response, Handover):
+            return response  # what becomes of it is the lane's to note
         if self._closing():
             response.force_close()
         size = response.body_length if response.prepared else len(getattr(response, "body", None) or b"")

@@ -18,6 +18,8 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
+from gateway.server.arming import HEAD_END, MAX_HEAD
+from gateway.server.lane import Handover
 
 _log = logging.getLogger(__name__)
 SERVER = "longpoll-gateway"
@@ -73,7 +75,7 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
 class Connection(RequestHandler):
     """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
 
-    __slots__ = ("_body", "_head_handle", "_head_timeout", "_on_refused")
+    __slots__ = ("_body", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
 
     def __init__(
         self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
@@ -83,6 +85,10 @@ class Connection(RequestHandler):
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
+        # What came in since the last answer: its beginning, or None where one request's bytes could not be told from the next
+        # one's; and the number of bytes.
+        self._head: bytes | None = b""
+        self._received = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and have the system notice a peer that is gone without a word."""
@@ -94,6 +100,10 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; begin to count the time of a head that is not complete."""
+        if self._head is not None:
+            self._received += len(data)
+            if len(self._head) < MAX_HEAD:
+                self._head += data
         super().data_received(data)
         self._watch_body()
         waiting = self._waiter is not None and not self._waiter.done() and not self._messages
@@ -107,6 +117,43 @@ class Connection(RequestHandler):
         self._stop_counting()
         self._body = None
         super().connection_lost(exc)
+
+    # --- giving the connection away ---
+
+    def sole_head(self) -> bytes | None:
+        """Return the head of the request under way, if it and nothing else came in since the last answer and all of that is out."""
+        head, transport = self._head, self.transport
+        if head is None or transport is None or self._messages or self._force_close or self._close:
+            return None
+        if head.find(HEAD_END) != self._received - len(HEAD_END) or transport.get_write_buffer_size():
+            return None
+        return head
+
+    def leave(self) -> asyncio.Transport:
+        """Give the transport to another protocol, and end: the task that calls this is cancelled at its next await."""
+        transport = self.transport
+        if transport is None:
+            raise AssertionError("a request that is under way has a transport")
+        self.transport = None  # or aiohttp would close it
+        self.connection_lost(None)
+        return transport
+
+    def maker(self) -> Callable[[], RequestHandler]:
+        """Return what makes connections of the same server."""
+        if self._manager is None:
+            raise AssertionError("a request that is under way has a server")
+        return self._manager
+
+    def _answered(self, request: web.BaseRequest) -> None:
+        """Begin to note the next request, unless it is not sure where it begins."""
+        head = self._head
+        if head is None:
+            return
+        end = head.find(HEAD_END) + len(HEAD_END)
+        body = 0 if not request.body_exists else request.content_length
+        whole = end >= len(HEAD_END) and body is not None and self._received == end + body and not self._messages
+        self._head = b"" if whole else None
+        self._received = 0
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log, but not at a client's will: whoever reads a broken body has answered it."""
@@ -168,6 +215,10 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; aiohttp's own error pages, raised outside the middleware (Expect), become problem documents."""
+        if isinstance(resp, Handover):
+            resp.take(resp, self)
+            return resp, False
+        self._answered(request)
         if isinstance(resp, web.HTTPException):
             request_id = secrets.token_hex(8)
             resp = problem_response(from_http(resp, 0), request_id)

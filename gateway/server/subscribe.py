@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from gateway import wire
 from gateway.auth.principal import Principal
@@ -27,9 +27,14 @@ from gateway.fanout.reading import Reading
 from gateway.fanout.responses import Answer, Responses, build, empty
 from gateway.fanout.subscription import Subscription
 from gateway.metrics import Metrics
+from gateway.server.address import peer_address
 from gateway.server.admission import Admission
+from gateway.server.arming import cut
+from gateway.server.crowd import CURSOR
 from gateway.server.exchange import EXCHANGE
+from gateway.server.lanes import Facts, Lanes
 from gateway.server.parking import DRAINED, EXPIRED, REVOKED, Parking, Poll
+from gateway.server.protocol import Connection
 
 # History that could not be fetched is looked for again this often while a poll is held, in seconds.
 RETRY_PAUSE = 1.0
@@ -62,6 +67,7 @@ class Subscribe:
         parking: Parking,
         responses: Responses,
         metrics: Metrics,
+        lanes: Lanes | None,
         default_wait: float,
         max_wait: float,
         clock: Callable[[], float] = time.monotonic,
@@ -74,13 +80,14 @@ class Subscribe:
         self._parking = parking
         self._responses = responses
         self._metrics = metrics
+        self._lanes = lanes
         self._default_wait = default_wait
         self._max_wait = max_wait
         self._clock = clock
         self._unix_clock = unix_clock
         self._latency = metrics.record_latency.bind("poll")
 
-    async def __call__(self, request: web.Request) -> web.Response:
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Answer one poll."""
         request[EXCHANGE].transport = "poll"
         principal = await self._admission.identify(request)
@@ -92,6 +99,8 @@ class Subscribe:
         until, expires = self._admission.hold_until(principal, poll.wait)
         hold = Hold(principal, until, expires, withdrawals)
         subscription = self._subscription(poll, principal)
+        if self._lanes is not None and (handover := await self._hand_over(request, poll, subscription, hold)) is not None:
+            return handover
         answer, why = await self._answer(subscription, poll, hold)
         if answer.body:
             self._count(answer)
@@ -99,6 +108,25 @@ class Subscribe:
             return self._respond(request, poll, 200, answer)
         request[EXCHANGE].outcome = EXPIRED if why == TIMEOUT and expires else "empty" if why == TIMEOUT else why
         return self._respond(request, poll, 204, answer)
+
+    async def _hand_over(
+        self, request: web.Request, poll: wire.Poll, subscription: Subscription, hold: Hold
+    ) -> web.StreamResponse | None:
+        """Return the answer that has a lane take over, None where aiohttp has to see this poll through."""
+        if self._lanes is None or poll.cursor is None or poll.linger or not _repeatable(request):
+            return None
+        await self._reader.begin(subscription, poll.cursor, poll.start)
+        # From here on nothing is awaited until the lane has the connection.
+        head = request.protocol.sole_head() if isinstance(request.protocol, Connection) else None
+        parts = cut(head) if head is not None else None
+        if parts is None or parts.cursor.decode() != poll.cursor or self._is_over(hold) is not None:
+            return None
+        exchange = request[EXCHANGE]
+        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
+        facts = Facts(subscription, poll.wait, hold.principal, exchange.address, peer)
+        with self._slot(hold.principal):
+            fields = {"Content-Type": JSON, **self._fields(request, poll, CURSOR)}
+            return self._lanes.offer(parts, facts, fields)
 
     def _count(self, answer: Answer) -> None:
         for pattern, messages in answer.delivered.items():
@@ -222,16 +250,34 @@ class Subscribe:
         why = CHANGED if waiter.why == TIMEOUT and deadline < until else waiter.why
         return position, why
 
-    def _respond(self, request: web.Request, poll: wire.Poll, status: int, answer: Answer) -> web.Response:
-        exchange = request[EXCHANGE]
-        headers = {"Next-Cursor": answer.cursor, "Cache-Control": "private, no-store", **exchange.headers}
-        if len(answer.cursor) <= wire.MAX_LINKED_CURSOR:
-            headers["Link"] = f'<{wire.next_link(request.path, poll)}{answer.cursor}>; rel="next"'
+    def _fields(self, request: web.Request, poll: wire.Poll, cursor: str) -> dict[str, str]:
+        fields = {"Next-Cursor": cursor, "Cache-Control": "private, no-store", **request[EXCHANGE].headers}
+        if len(cursor) <= wire.MAX_LINKED_CURSOR:
+            fields["Link"] = f'<{wire.next_link(request.path, poll)}{cursor}>; rel="next"'
         if poll.applied is not None:
-            headers["Preference-Applied"] = f"wait={poll.applied}"
+            fields["Preference-Applied"] = f"wait={poll.applied}"
+        return fields
+
+    def _respond(self, request: web.Request, poll: wire.Poll, status: int, answer: Answer) -> web.Response:
+        headers = self._fields(request, poll, answer.cursor)
         if status == web.HTTPOk.status_code:
-            headers["Content-Type"] = JSON
+            headers = {"Content-Type": JSON, **headers}
         response = web.Response(status=status, body=answer.body or None, headers=headers)
+        exchange = request[EXCHANGE]
         if exchange.outcome in (DRAINED, REVOKED):
             response.force_close()
         return response
+
+
+def _repeatable(request: web.Request) -> bool:
+    """Tell whether a request is one that a lane could get again: a plain GET of HTTP/1.1 on a connection that stays."""
+    return (
+        request.method == hdrs.METH_GET
+        and request.version == HttpVersion11
+        and request.keep_alive
+        and not request.body_exists
+        and hdrs.EXPECT not in request.headers
+        and hdrs.UPGRADE not in request.headers
+        and request.raw_path.startswith("/")
+        and "#" not in request.raw_path
+    )

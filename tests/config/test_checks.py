@@ -57,6 +57,12 @@ class TestServer:
     def test_addresses_that_do_not_meet(self, own):
         assert problems(KAFKA + f"server: {{{own}}}") == []
 
+    def test_operators_are_not_sent_to_one_of_several_workers(self):
+        [problem] = problems(KAFKA + "server: {single_listener: true, workers: 2}")
+        assert problem.startswith("server.single_listener: expected false with server.workers above 1 (each of its paths would")
+        assert problems(KAFKA + "server: {single_listener: true, workers: 1}") == []
+        assert problems(KAFKA + "server: {workers: 2}") == []
+
     def test_the_proxy_protocol_needs_a_proxy_and_ends_tls(self, tmp_path):
         certificate(tmp_path)
         text = KAFKA + "server: {proxy_protocol: true, tls: {certfile: cert.pem, keyfile: key.pem}}"
@@ -274,6 +280,20 @@ cors: {origins: '*'}
             "server.admin.host: metrics can be asked for from elsewhere: keep the port closed to clients",
             "kafka.security.check_hostname: any broker with a certificate can pass for yours",
         ]
+
+    def test_what_several_workers_do_not_share(self, tmp_path):
+        """In numbers: what all together let through, and what they need."""
+        sound = KAFKA + ISSUERS + "channels: {a: {topic: t}}\n"
+        limits, keys, memory = self.advice(tmp_path, sound + "server: {workers: 4}")
+        assert limits == (
+            "server.workers: each of the 4 workers counts by itself, so that in all there may be: limits.address 800/s,"
+            " limits.polls 200/s, limits.publishes 200/s, limits.concurrent_polls 400, limits.parked_polls 400000"
+        )
+        assert "knows its own Idempotency-Keys: a repeat may be stored again" in keys
+        assert "reads each partition by itself" in memory
+        assert memory.endswith("in all there are: kafka.tails_bytes 1024 MiB, kafka.cold_cache_bytes 256 MiB")
+        limits, *_ = self.advice(tmp_path, sound + "limits: {address: null, polls: null}\nserver: {workers: 2}")
+        assert "may be: limits.publishes 100/s, limits.concurrent_polls 200" in limits
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
     def test_loopback_is_nobodys_business(self, tmp_path, host):

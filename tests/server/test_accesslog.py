@@ -243,7 +243,11 @@ class TestAccessLog:
         kept = Kept()
         write(AccessLog(kept), target="/" + "p" * 9_000 + "?" + "&".join(["wait=" + "9" * 900] * 900), subject="s" * 900)
         assert len(kept.entry["path"]) == len(kept.entry["subject"]) == 512
-        assert [len(value) for _, value in kept.entry["query"]] == [512] * 64
+        assert ("query" in kept.entry, kept.entry["cut"]) == (False, True)
+        write(AccessLog(kept), target="/?" + "&".join(["wait=" + "9" * 900] * 5))
+        assert [len(value) for _, value in kept.entry["query"]] == [512] * 5
+        write(AccessLog(kept), target="/?" + "&".join(["wait=9"] * 900))
+        assert len(kept.entry["query"]) == 64
 
     def test_subject_digest(self) -> None:
         """Equal subjects have equal digests, other issuers and other keys have others, and the name is not in the line."""
@@ -296,6 +300,21 @@ class TestAccessLog:
         for subjects in ("plain", "digest"):
             write(AccessLog(kept, subjects=subjects, secret=b"k"), target="/\udcff", subject="\udcff")
             assert kept.entry["path"] == "/\\udcff"
+
+    def test_a_line_is_written_in_one_piece(self) -> None:
+        """Whatever a client sends: else the lines of several processes would mix on one pipe."""
+        kept = Kept()
+        fields = "&".join("channel=" + "x" * 500 for _ in range(64))
+        write(AccessLog(kept), method="\udc80" * 600, target="/" + "\udc80" * 600 + "?" + fields, subject="\udc80" * 600)
+        assert len(kept.raw) <= accesslog.PIPE_BUF
+        assert (kept.entry["cut"], kept.entry["status"], "query" in kept.entry) == ("True", "200", False)
+        assert kept.entry["path"].startswith("/\\udc80")
+
+    def test_an_ordinary_line_is_not_cut(self) -> None:
+        kept = Kept()
+        write(AccessLog(kept), target="/v1/subscribe?" + "&".join(f"channel=chat%2F{n}" for n in range(32)))
+        assert len(kept.entry["query"]) == 32
+        assert "cut" not in kept.entry
 
 
 class TestRedact:
@@ -449,6 +468,14 @@ class TestLogAsJson:
         entries = [json.loads(line) for line in stream.getvalue().splitlines()]
         assert [entry["logger"] for entry in entries] == ["any.library", "py.warnings"]
         assert logging.getLogger().handlers == [handler]
+
+    def test_fields_of_the_process_are_in_every_line(self) -> None:
+        """Which worker it is, for one."""
+        stream = io.StringIO()
+        log_as_json("INFO", stream, fields={"worker": 2})
+        logging.getLogger("any.library").info("hello", extra={"worker": 3})
+        [entry] = [json.loads(line) for line in stream.getvalue().splitlines()]
+        assert (entry["message"], entry["worker"]) == ("hello", 2)
 
     def test_stderr_is_the_default(self) -> None:
         handler = log_as_json()

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,7 +13,7 @@ from gateway.server.application import Listener, application
 from gateway.server.protocol import Runner
 
 
-def listener(port: int = 0, host: str = "127.0.0.1") -> Listener:
+def listener(port: int = 0, **options: Any) -> Listener:
     runner = Runner(
         application([], []),
         max_target_bytes=8192,
@@ -21,7 +22,7 @@ def listener(port: int = 0, host: str = "127.0.0.1") -> Listener:
         keepalive_timeout=75,
         shutdown_timeout=1,
     )
-    return Listener(runner, host=host, port=port)
+    return Listener(runner, host="127.0.0.1", port=port, **options)
 
 
 async def test_a_listener_takes_a_free_port_and_gives_it_back():
@@ -64,6 +65,32 @@ async def test_it_stops_accepting_and_serves_on():
             assert await reply.text() == "alive\n"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+    await one.stop()
+
+
+async def test_two_may_share_a_port():
+    """If both say so."""
+    first = listener(reuse_port=True)
+    await first.start()
+    second = listener(first.port, reuse_port=True)
+    await second.start()
+    assert second.port == first.port
+    alone = listener(first.port)
+    with pytest.raises(OSError, match="address already in use"):
+        await alone.start()
+    for each in (first, second, alone):
+        await each.stop()
+
+
+async def test_a_unix_socket(tmp_path_factory):
+    """For whoever may enter its folder; it has no port."""
+    path = str(tmp_path_factory.mktemp("u") / "s")
+    one = listener(path=path)
+    await one.start()
+    assert one.port == 0
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session, session.get("http://x/livez") as reply:
+        assert reply.status == 200
+        assert one.connections == 1
     await one.stop()
 
 

@@ -1,0 +1,263 @@
+"""Crowds: readers whose answers are the same bytes, what they are answered, and where they sleep (sans-I/O).
+
+Theory of operation. What a poll is answered depends on its subscription, its cursor and the fields of its head, not on who
+asks. Polls that agree in all but the cursor are one `Crowd`. For each cursor it looks once and keeps the `Outcome` until one of
+its topics changes: so a thousand clients that come back with the same cursor cost one reading.
+
+Those for whom there is nothing sleep together, as one waiter of the hub: a `Cohort`. Everybody in it is at the end of all tails
+by definition, however long he has been there, so the moment with which the hub wakes it is the position of each of them (see
+`fanout.hub`). Joining it is one dictionary entry, and waking fifteen thousand costs the hub no more than waking one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from email.utils import formatdate
+from typing import NamedTuple
+
+from gateway.errors import GatewayError
+from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode
+from gateway.fanout.hub import Hub, Topic, Waiter, advance
+from gateway.fanout.reader import Reader
+from gateway.fanout.responses import Answer, build, empty
+from gateway.fanout.subscription import Subscription
+from gateway.wire import MAX_LINKED_CURSOR
+
+CURSOR = "\0"
+"""Stands for the cursor in the fields that a crowd is made of; no field can hold it otherwise."""
+
+_MOST_OUTCOMES = 1_000
+_MOST_PLACES = 4_096
+_OK, _NO_CONTENT = 200, 204
+
+Fields = tuple[tuple[str, str], ...]
+
+
+class Shape(NamedTuple):
+    """What makes polls one crowd. `wait` in seconds; `fields` of the answer's head in their order, with CURSOR in them."""
+
+    subscription: Subscription
+    wait: float
+    fields: Fields
+
+
+class Dates:
+    """The Date field of the present second (RFC 9110, section 6.6.1); asked for often, formatted once a second."""
+
+    def __init__(self, unix_clock: Callable[[], float] = time.time) -> None:
+        self._unix_clock = unix_clock
+        self._second = -1
+        self._line = b""
+
+    def line(self) -> tuple[int, bytes]:
+        """Return the present second and its field, with the empty line that ends a head."""
+        second = int(self._unix_clock())
+        if second != self._second:
+            self._second = second
+            self._line = f"Date: {formatdate(second, usegmt=True)}\r\n\r\n".encode()
+        return self._second, self._line
+
+
+class Places:
+    """Positions by the cursor that stands for them, the oldest forgotten: cursors mostly come back soon after they were given."""
+
+    def __init__(self, most: int = _MOST_PLACES) -> None:
+        self._most = most
+        self._known: dict[bytes, Position] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def position(self, cursor: bytes, topics: tuple[str, ...]) -> Position | None:
+        """Return the position that a cursor gives a subscription; None if it is none, or lacks one of the topics."""
+        known = self._known.get(cursor)
+        if known is None:
+            try:
+                known = bind(decode(cursor.decode("ascii")), topics)
+            except (GatewayError, UnicodeDecodeError):
+                return None
+            self._keep(cursor, known)
+        return known if known.keys() == set(topics) else self._bound(cursor, topics)
+
+    def cursor(self, position: Position) -> bytes:
+        """Return the cursor of a position, and expect it back."""
+        cursor = encode(position).encode()
+        self._keep(cursor, position)
+        return cursor
+
+    def _bound(self, cursor: bytes, topics: tuple[str, ...]) -> Position | None:
+        # The same cursor with another subscription's topics.
+        try:
+            bound = bind(decode(cursor.decode("ascii")), topics)
+        except GatewayError:
+            return None
+        return bound if len(bound) == len(topics) else None
+
+    def _keep(self, cursor: bytes, position: Position) -> None:
+        if len(self._known) >= self._most:
+            self._known.clear()
+        self._known[cursor] = position
+
+
+class Outcome:
+    """What a poll comes to: an answer with a body, or (204) an empty one. `at_tail` as in `fanout.reading.Reading`."""
+
+    __slots__ = ("_data", "_second", "answer", "at_tail", "cursor", "position")
+
+    def __init__(self, answer: Answer, cursor: bytes, position: Position, *, at_tail: bool) -> None:
+        self.answer = answer
+        self.cursor = cursor
+        self.position = position
+        self.at_tail = at_tail
+        self._data = b""
+        self._second = -1
+
+    @property
+    def status(self) -> int:
+        """The status of the answer."""
+        return _OK if self.answer.body else _NO_CONTENT
+
+    def data(self, crowd: Crowd) -> bytes:
+        """Return the answer as it goes to everybody of the crowd in this second."""
+        second, date = crowd.dates.line()
+        if second != self._second:
+            self._second = second
+            body = self.answer.body
+            length = b"Content-Length: %d\r\n" % len(body) if body else b""
+            self._data = b"".join((crowd.head(self.status, self.cursor), length, date, body))
+        return self._data
+
+
+class Cohort(Waiter):
+    """Those of a crowd who sleep together; `members` in the order in which they came. `on_woken` gets it when it wakes."""
+
+    __slots__ = ("alarm", "crowd", "members", "on_woken")
+
+    def __init__(self, crowd: Crowd, on_woken: Callable[[Cohort], None]) -> None:
+        super().__init__(crowd.subscription.interests)
+        self.crowd = crowd
+        self.members: dict[object, None] = {}
+        self.alarm = 0
+        self.on_woken = on_woken
+
+    def __repr__(self) -> str:
+        return f"<Cohort of {len(self.members)}{' parked' if self.parked else ''}>"
+
+    def wake(self) -> None:
+        """Tell the shell: `moment` and `why` are set."""
+        self.on_woken(self)
+
+    def position(self) -> Position:
+        """Return where its members stand, once it has been woken."""
+        return self.position_at(self.moment)
+
+    def position_at(self, moment: Mapping[str, TopicPosition]) -> Position:
+        """Return where its members stand when the tails end as `moment` says."""
+        return self.crowd.subscription.position_at(moment) if self.apart is None else advance(self.apart, moment)
+
+
+class Crowd:
+    """Polls that agree in all but the cursor. `cohort` is where those at the end of the tails sleep, if any do."""
+
+    def __init__(self, shape: Shape, *, hub: Hub, reader: Reader, places: Places, dates: Dates) -> None:
+        self.subscription = shape.subscription
+        self.wait = shape.wait
+        self.cohort: Cohort | None = None
+        self.dates = dates
+        self._fields = shape.fields
+        self._hub = hub
+        self._reader = reader
+        self._places = places
+        self._heads: dict[tuple[int, bool], tuple[bytes, ...]] = {}
+        self._topics: list[Topic] = []
+        self._version = -1
+        self._outcomes: dict[bytes, Outcome] = {}
+
+    __slots__ = (
+        "__weakref__",
+        "_fields",
+        "_heads",
+        "_hub",
+        "_outcomes",
+        "_places",
+        "_reader",
+        "_topics",
+        "_version",
+        "cohort",
+        "dates",
+        "subscription",
+        "wait",
+    )
+
+    def __repr__(self) -> str:
+        channels = " ".join(selection.channel for selection in self.subscription.selections)
+        return f"<Crowd {channels} wait={self.wait:g} {self.cohort!r}>"
+
+    def known(self, cursor: bytes) -> Outcome | None:
+        """Return what was found for a cursor, if its topics have not changed since."""
+        version = 0
+        for topic in self._topics:
+            version += topic.version
+        return self._outcomes.get(cursor) if version == self._version else None
+
+    def look(self, cursor: bytes, now: float) -> Outcome | None:
+        """Find out what a poll with this cursor comes to. None where the tails alone cannot tell, or the cursor is none."""
+        position = self._places.position(cursor, self.subscription.topics)
+        return None if position is None else self._found(cursor, position, now)
+
+    def look_from(self, position: Position, now: float) -> Outcome | None:
+        """Find out what somebody at a position is to be told; None where the tails alone cannot tell."""
+        return self._found(self._places.cursor(position), position, now)
+
+    def _found(self, cursor: bytes, position: Position, now: float) -> Outcome | None:
+        """Look, and keep what was found, by its cursor."""
+        known = self.known(cursor)
+        if known is not None:
+            return known
+        topics = []
+        for name in self.subscription.topics:
+            topic = self._hub.topic(name)
+            if topic is None or not topic.tails:
+                return None
+            topic.last_polled = now
+            topics.append(topic)
+        try:
+            reading = self._reader.peek(self.subscription, position)
+        except GatewayError:
+            return None
+        if reading is None:
+            return None
+        encoded = self._places.cursor(reading.position)
+        if reading.messages or not reading.up_to_date:
+            answer = build(self.subscription, reading)
+        else:
+            answer = empty(encoded.decode())
+        outcome = Outcome(answer, encoded, reading.position, at_tail=reading.at_tail)
+        version = sum(topic.version for topic in topics)
+        if version != self._version or topics != self._topics or len(self._outcomes) >= _MOST_OUTCOMES:
+            self._outcomes.clear()
+            self._topics, self._version = topics, version
+        self._outcomes[cursor] = outcome
+        return outcome
+
+    def nothing(self, position: Position) -> Outcome:
+        """Return the empty answer of somebody at a position."""
+        cursor = self._places.cursor(position)
+        return Outcome(empty(cursor.decode()), cursor, position, at_tail=False)
+
+    def head(self, status: int, cursor: bytes) -> bytes:
+        """Return the head of an answer, up to what depends on its body and the time."""
+        linked = len(cursor) <= MAX_LINKED_CURSOR
+        parts = self._heads.get((status, linked))
+        if parts is None:
+            line = "HTTP/1.1 200 OK\r\n" if status == _OK else "HTTP/1.1 204 No Content\r\n"
+            text = line + "".join(f"{name}: {value}\r\n" for name, value in self._shown(status, linked=linked))
+            parts = self._heads[status, linked] = tuple(text.encode("utf-8").split(CURSOR.encode()))
+        return cursor.join(parts)
+
+    def _shown(self, status: int, *, linked: bool) -> Iterable[tuple[str, str]]:
+        for name, value in self._fields:
+            if (name == "Content-Type" and status != _OK) or (name == "Link" and CURSOR in value and not linked):
+                continue
+            yield name, value

@@ -1,0 +1,159 @@
+"""The lane: a connection between two polls and while it is parked, without the HTTP framework.
+
+Theory of operation. aiohttp spends most of a poll's CPU time on parsing and routing a head that it has seen before, and most of a
+parked poll's memory on objects that wait. So a connection whose poll is armed (see `arming`) leaves aiohttp: its transport gets
+a `Lane` as its protocol, and the handler that aiohttp ran for it ends. From then on the lane compares what comes in with the
+armed head, and answers 200 and 204 by itself. Whatever is not exactly that (another head, a body, two heads at once, a limit
+that is reached, a token that has ended, a cursor that needs the archive) is *replayed*: a fresh aiohttp connection gets the
+transport and the bytes, as if nobody had looked at them before.
+
+One answer is outstanding per lane: what comes in meanwhile is kept, up to the bound of a head. While the socket does not take
+an answer whole, the lane neither reads on nor replays, for aiohttp's flow control expects an empty write buffer.
+
+A lane knows nothing but its connection. `lanes.Lanes` decides what a poll comes to, and does what concerns all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from gateway.server.arming import HEAD_END, MAX_HEAD, Armed, Cut
+from gateway.server.crowd import Cohort
+
+_METHOD = b"GET "
+
+
+class Keeper(Protocol):
+    """Who decides for lanes."""
+
+    def poll(self, lane: Lane, armed: Armed, cursor: bytes) -> None:
+        """Answer or park a poll, or have the lane replay it."""
+
+    def find(self, lane: Lane, head: bytes) -> tuple[Armed, bytes] | None:
+        """Look for a head among all armed ones."""
+
+    def connection(self) -> asyncio.Protocol:
+        """Return aiohttp's protocol of a new connection."""
+
+    def now(self) -> float:
+        """Return the monotonic time."""
+
+    def left(self, lane: Lane) -> None:
+        """Forget a lane that was replayed or whose connection is lost."""
+
+
+class Handover(web.StreamResponse):
+    """The answer of a handler that gives its connection away; on its way out it gets the fields that the lane will send.
+
+    `take` is called with it in place of sending it; nothing may be awaited between the handler's decision and that.
+    """
+
+    def __init__(self, parts: Cut, headers: dict[str, str], take: Callable[[Handover, Any], None]) -> None:
+        super().__init__(headers=headers)
+        self.parts = parts
+        self.take = take
+
+
+class Lane(asyncio.Protocol):
+    """One connection. `since` is when (monotonic) it came into its present state: parked, answered, stuck, half a head."""
+
+    __slots__ = ("_held", "_keeper", "armed", "cohort", "since", "stuck", "transport")
+
+    def __init__(self, keeper: Keeper, transport: asyncio.Transport, armed: Armed) -> None:
+        self._keeper = keeper
+        self.transport = transport
+        self.armed = armed
+        self.cohort: Cohort | None = None
+        self.since = 0.0
+        self.stuck = False
+        self._held = b""
+
+    def __repr__(self) -> str:
+        state = "parked" if self.cohort is not None else "stuck" if self.stuck else "open"
+        return f"<Lane {state} of {self.armed!r}, {len(self._held)} bytes held>"
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has bytes that wait for the rest of a head, or for an answer to be out."""
+        return bool(self._held)
+
+    # --- what the transport calls ---
+
+    def data_received(self, data: bytes) -> None:
+        """Take the next poll, if it is exactly that."""
+        armed = self.armed
+        if (
+            self.cohort is None
+            and not self._held
+            and not self.stuck
+            and data.startswith(armed.before)
+            and data.endswith(armed.behind)
+            and len(data) > armed.size
+        ):
+            self._keeper.poll(self, armed, data[len(armed.before) : -len(armed.behind)])
+        else:
+            self._take(data)
+
+    def pause_writing(self) -> None:
+        """Note that the socket does not take all."""
+        self.stuck = True
+        self.since = self._keeper.now()
+
+    def resume_writing(self) -> None:
+        """Go on: the answer is out."""
+        self.stuck = False
+        self.since = self._keeper.now()
+        self.go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """Leave."""
+        self._held = b""
+        self._keeper.left(self)
+
+    # --- what the keeper calls ---
+
+    def go_on(self) -> None:
+        """Look at what came in before the answer was out."""
+        if self._held and not self.stuck and self.cohort is None:
+            data, self._held = self._held, b""
+            self._take(data)
+
+    def replay(self, data: bytes) -> None:
+        """Give the connection back to aiohttp, with what it is to read first."""
+        keeper, transport = self._keeper, self.transport
+        keeper.left(self)
+        self._held = b""
+        connection = keeper.connection()
+        transport.set_write_buffer_limits()
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(data)
+
+    # --- inside ---
+
+    def _take(self, data: bytes) -> None:
+        """Take what is not the armed head in one piece: join, find, replay, or keep it for later."""
+        if self._held:
+            data = self._held + data
+        if self.cohort is not None or self.stuck:
+            self._held = data
+            if len(data) > MAX_HEAD:
+                self.transport.abort()
+            return
+        end = data.find(HEAD_END)
+        if end < 0 and len(data) <= MAX_HEAD and data[: len(_METHOD)] == _METHOD[: len(data)]:
+            if not self._held:
+                self.since = self._keeper.now()
+            self._held = data
+            return
+        self._held = b""
+        found = self._keeper.find(self, data) if end == len(data) - len(HEAD_END) else None
+        if found is None:
+            self.replay(data)
+        else:
+            self.armed = found[0]
+            self._keeper.poll(self, *found)

@@ -1,0 +1,566 @@
+"""All lanes of the process: what their polls come to, their answers in slices, their clocks, their end.
+
+Theory of operation. A poll is *looked at* by its crowd (`crowd`): there is something to tell, and the lane is answered at once; or
+there is nothing, and it joins the crowd's cohort. When the hub wakes a cohort, it is delivered in slices of a few milliseconds,
+between which the loop turns, so that a broadcast to many thousands delays nobody else. Each slice reads for itself: records that
+came meanwhile go out with it.
+
+Nothing here costs a timer for each poll. The members of a cohort came in order and wait equally long, so only the first one's
+deadline is watched, by a wheel of coarse ticks. A token that ends before its wait does is noted by itself. Lanes without a poll,
+or with half a head, or whose client does not read, are found by a sweep over all lanes once a second.
+
+What aiohttp's side would count and log for each answer is counted here for each slice: equal answers are one addition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from gateway.auth.principal import KeyRef, Principal
+from gateway.fanout.cursor import Position
+from gateway.fanout.hub import CHANGED, RECORDS, TICK, TIMEOUT, Hub, Why
+from gateway.fanout.reader import Reader
+from gateway.fanout.subscription import Subscription
+from gateway.limits import Slots, TokenBuckets
+from gateway.metrics import Metrics, Reading
+from gateway.server.accesslog import AccessLog
+from gateway.server.address import bucket_key
+from gateway.server.admission import LEAST_HOLD
+from gateway.server.arming import Armed, Arming, Cut
+from gateway.server.crowd import Cohort, Crowd, Dates, Outcome, Places, Shape
+from gateway.server.lane import Handover, Lane
+from gateway.server.middleware import CLOSED_BY_CLIENT
+from gateway.server.parking import DRAINED, EXPIRED, REVOKED
+from gateway.server.protocol import Connection
+
+_log = logging.getLogger(__name__)
+
+SLICE_SECONDS = 0.002
+"""Time after which a slice of answers lets the loop turn."""
+
+_CHECK_EVERY = 16
+STUCK_SECONDS = 30.0
+"""Time without progress after which a client that does not read its answer is cut off."""
+
+_CLOCK_STEP = 1.0
+_SWEEPS = round(1.0 / TICK)
+_PER_CLIENT = frozenset({"x-request-id", "ratelimit", "ratelimit-policy"})
+
+
+class Facts(NamedTuple):
+    """What a handler found out about a poll that a lane is to take over.
+
+    `wait` in seconds; `peer` is the socket's other end, `address` the client's.
+    """
+
+    subscription: Subscription
+    wait: float
+    principal: Principal
+    address: str
+    peer: str
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Lanes on their way to one answer. `position` is where they stand; `why` they do not sleep any more."""
+
+    lanes: Iterator[Lane]
+    cohort: Cohort
+    position: Position
+    why: Why
+    outcome: Outcome | None = None
+
+
+class Lanes:
+    """Keeps all lanes; build it on the loop that runs it. `keepalive` and `head_timeout` in seconds, as aiohttp has them.
+
+    `route` is the label by which responses are counted. `run` is the clock and has to run while there are lanes.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        reader: Reader,
+        arming: Arming,
+        polls: TokenBuckets | None,
+        addresses: TokenBuckets | None,
+        slots: Slots,
+        metrics: Metrics,
+        access_log: AccessLog | None,
+        route: str,
+        keepalive: float,
+        head_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._arming = arming
+        self._polls = polls
+        self._addresses = addresses
+        self._slots = slots
+        self._metrics = metrics
+        self._access_log = access_log
+        self._route = route
+        self._keepalive = keepalive
+        self._head_timeout = head_timeout
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._offset = unix_clock() - clock()
+        self._places = Places()
+        self._dates = Dates(unix_clock)
+        self._crowds: WeakValueDictionary[Shape, Crowd] = WeakValueDictionary()
+        self._lanes: dict[Lane, None] = {}
+        self._queue: deque[Delivery] = deque()
+        self._scheduled = False
+        self._alarms: dict[int, list[Cohort]] = {}
+        self._early: dict[int, list[tuple[Lane, Cohort]]] = {}
+        self._tick = int(clock() / TICK)
+        self._sweep: list[Lane] = []
+        self._latency = metrics.record_latency.bind("poll")
+        self._make_connection: Callable[[], asyncio.Protocol] | None = None
+        self._draining = False
+
+    def __repr__(self) -> str:
+        return f"<Lanes {len(self._lanes)}, {len(self._arming)} armed, {len(self._crowds)} crowds, {self._slots!r}>"
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    # --- from aiohttp to a lane ---
+
+    def offer(self, parts: Cut, facts: Facts, headers: dict[str, str]) -> Handover | None:
+        """Return what a handler answers to have a lane take its poll over, or None if none can.
+
+        It can if the tails alone can tell what the poll comes to. `headers` of the answer have CURSOR in them.
+        """
+        position = self._places.position(parts.cursor, facts.subscription.topics)
+        if self._draining or position is None:
+            return None
+        topics = [self._hub.topic(name) for name in facts.subscription.topics]
+        if not all(topic is not None and topic.tails for topic in topics):
+            return None
+        if self._reader.peek(facts.subscription, position) is None:
+            return None
+        return Handover(parts, headers, partial(self._take, facts))
+
+    def _take(self, facts: Facts, given: Handover, connection: Connection) -> None:
+        """Take a connection out of aiohttp's hands, and answer or park its poll."""
+        now = self._clock()
+        self._make_connection = connection.maker()
+        fields = tuple((name, value) for name, value in given.headers.items() if name.lower() not in _PER_CLIENT)
+        crowd = self._crowd(Shape(facts.subscription, facts.wait, fields))
+        armed = self._armed(given, facts, crowd, now)
+        transport = connection.leave()
+        lane = Lane(self, transport, armed)
+        self._lanes[lane] = None
+        transport.set_write_buffer_limits(0)
+        transport.set_protocol(lane)
+        outcome = crowd.look(given.parts.cursor, now)
+        if outcome is None or not self._has_slot(armed):
+            raise AssertionError("the handler has just looked, and nothing can have changed since")
+        self._settle(lane, outcome, now)
+
+    def _crowd(self, shape: Shape) -> Crowd:
+        crowd = self._crowds.get(shape)
+        if crowd is None:
+            crowd = Crowd(shape, hub=self._hub, reader=self._reader, places=self._places, dates=self._dates)
+            self._crowds[shape] = crowd
+        return crowd
+
+    def _armed(self, given: Handover, facts: Facts, crowd: Crowd, now: float) -> Armed:
+        principal = facts.principal
+        address_key = bucket_key(facts.address)
+        armed = Armed(
+            given.parts,
+            crowd,
+            principal=principal,
+            peer=facts.peer,
+            address=facts.address,
+            bucket=self._polls.bucket(principal.id, now) if self._polls is not None else None,
+            address_bucket=self._addresses.bucket(address_key, now) if self._addresses is not None else None,
+            holder=self._slots.holder(principal.id),
+        )
+        if principal.expires_at is not None:
+            armed.expire(principal.expires_at - self._offset, LEAST_HOLD)
+        self._arming.add(given.parts, armed)
+        return armed
+
+    # --- what lanes call ---
+
+    def now(self) -> float:
+        """Return the monotonic time."""
+        return self._clock()
+
+    def connection(self) -> asyncio.Protocol:
+        """Return aiohttp's protocol of a new connection."""
+        if self._make_connection is None:
+            raise AssertionError("no lane without a connection that it came from")
+        return self._make_connection()
+
+    def find(self, lane: Lane, head: bytes) -> tuple[Armed, bytes] | None:
+        """Look for a head among all armed ones."""
+        return self._arming.find(lane.armed.peer, head)
+
+    def poll(self, lane: Lane, armed: Armed, cursor: bytes) -> None:
+        """Answer or park a poll, or have the lane replay it: nothing is taken from any limit then."""
+        now = self._clock()
+        crowd = armed.crowd
+        outcome = crowd.known(cursor) or crowd.look(cursor, now)
+        if outcome is None or now > armed.over or not self._has_slot(armed) or not self._charge(armed, now):
+            lane.replay(armed.head(cursor))
+        else:
+            self._settle(lane, outcome, now)
+
+    def left(self, lane: Lane) -> None:
+        """Forget a lane that was replayed or whose connection is lost."""
+        if self._lanes.pop(lane, self) is self:
+            return
+        cohort = lane.cohort
+        if cohort is not None:
+            self._part(lane, cohort)
+            self._count(lane.armed.crowd, None, 1, 499, CLOSED_BY_CLIENT)
+            self._write_line(lane, 499, 0, CLOSED_BY_CLIENT, self._clock())
+            if not cohort.members:
+                self._hub.unpark(cohort)
+
+    # --- a poll's fate ---
+
+    def _has_slot(self, armed: Armed) -> bool:
+        holder, slots = armed.holder, self._slots
+        if holder.held >= slots.quota and holder.dropped:
+            holder = armed.holder = slots.holder(armed.principal.id)
+        return holder.held < slots.quota and slots.held < slots.total
+
+    def _charge(self, armed: Armed, now: float) -> bool:
+        """Take one token from the address and one from the principal, or none from either."""
+        addresses, polls = self._addresses, self._polls
+        own = armed.address_bucket
+        if addresses is not None and own is not None and not addresses.take_one(own, now):
+            if not own.dropped:
+                return False
+            own = armed.address_bucket = addresses.bucket(bucket_key(armed.address), now)
+            if not addresses.take_one(own, now):
+                return False
+        mine = armed.bucket
+        if polls is None or mine is None or polls.take_one(mine, now):
+            return True
+        if mine.dropped:
+            mine = armed.bucket = polls.bucket(armed.principal.id, now)
+            if polls.take_one(mine, now):
+                return True
+        if addresses is not None and own is not None:
+            addresses.give_back(own)
+        return False
+
+    def _settle(self, lane: Lane, outcome: Outcome, now: float) -> None:
+        """Answer a poll that has been let in, or park it."""
+        crowd = lane.armed.crowd
+        if outcome.answer.body or not crowd.wait:
+            self._send(lane, outcome.data(crowd), now)
+            why = RECORDS if outcome.answer.body else TIMEOUT
+            self._account((lane,), crowd, outcome, why, now)
+            return
+        cohort = crowd.cohort
+        if not outcome.at_tail or cohort is None or not cohort.parked:
+            cohort = self._open(crowd, outcome.position, at_tail=outcome.at_tail)
+        self._join(lane, cohort, now)
+
+    def _open(self, crowd: Crowd, position: Position, *, at_tail: bool) -> Cohort:
+        cohort = Cohort(crowd, self._woken)
+        self._hub.park(cohort, position, at_tail=at_tail, deadline=None)
+        if at_tail and (crowd.cohort is None or not crowd.cohort.parked):
+            crowd.cohort = cohort
+        return cohort
+
+    def _join(self, lane: Lane, cohort: Cohort, now: float) -> None:
+        armed = lane.armed
+        lane.since = now
+        lane.cohort = cohort
+        cohort.members[lane] = None
+        armed.holder.held += 1
+        self._slots.held += 1
+        if not cohort.alarm:
+            self._set_alarm(cohort, now + cohort.crowd.wait)
+        if now > armed.near:
+            self._early.setdefault(int(armed.expires / TICK) + 1, []).append((lane, cohort))
+
+    def _set_alarm(self, cohort: Cohort, at: float) -> None:
+        cohort.alarm = max(int(at / TICK) + 1, self._tick + 1)
+        self._alarms.setdefault(cohort.alarm, []).append(cohort)
+
+    def _part(self, lane: Lane, cohort: Cohort) -> None:
+        del cohort.members[lane]
+        lane.cohort = None
+        self._slots.release_of(lane.armed.holder)
+
+    def _send(self, lane: Lane, data: bytes, now: float) -> None:
+        lane.since = now
+        try:
+            lane.transport.write(data)
+        except Exception:
+            # One connection's failing write must not end the slice for all others.
+            _log.exception("an answer could not be written")
+            lane.transport.abort()
+
+    # --- deliveries ---
+
+    def _woken(self, cohort: Cohort) -> None:
+        """Deliver to a cohort that the hub woke."""
+        if cohort.members:
+            self._deliver(list(cohort.members), cohort, cohort.position(), cohort.why)
+
+    def _deliver(self, lanes: Iterable[object], cohort: Cohort, position: Position, why: Why) -> None:
+        self._queue.append(Delivery(iter(lanes), cohort, position, why))  # type: ignore[arg-type]  # members are lanes
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._slice)
+
+    def _slice(self) -> None:
+        """Answer until the time of a slice is over, and schedule the next one if anything is left."""
+        until = self._clock() + SLICE_SECONDS
+        while self._queue:
+            if not self._portion(self._queue[0], until):
+                asyncio.get_running_loop().call_soon(self._slice)
+                return
+            self._queue.popleft()
+        self._scheduled = False
+
+    def _portion(self, delivery: Delivery, until: float) -> bool:
+        """Answer some lanes of a delivery; tell whether all are."""
+        crowd = delivery.cohort.crowd
+        now = self._clock()
+        outcome = self._outcome(delivery, crowd, now)
+        if outcome is None or (delivery.why in (RECORDS, CHANGED) and not outcome.answer.body):
+            self._move(delivery, outcome, now)
+            return True
+        data = outcome.data(crowd)
+        cohort, closing = delivery.cohort, delivery.why in (DRAINED, REVOKED)
+        if closing:
+            data = data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        done: list[Lane] = []
+        for lane in delivery.lanes:
+            if lane.cohort is not cohort:
+                continue  # its client has left
+            lane.cohort = None
+            lane.armed.holder.held -= 1
+            self._send(lane, data, lane.since)
+            done.append(lane)
+            if len(done) % _CHECK_EVERY == 0 and self._clock() > until:
+                break
+        else:
+            until = 0.0
+        self._slots.held -= len(done)
+        now = self._clock()
+        self._account(done, crowd, outcome, delivery.why, now)
+        for lane in done:
+            lane.since = now
+            if closing:
+                lane.transport.close()
+            elif lane.holds:
+                lane.go_on()
+        return not until
+
+    def _outcome(self, delivery: Delivery, crowd: Crowd, now: float) -> Outcome | None:
+        if delivery.why in (RECORDS, CHANGED):
+            return crowd.look_from(delivery.position, now)
+        if delivery.outcome is None:
+            delivery.outcome = crowd.nothing(delivery.position)
+        return delivery.outcome
+
+    def _move(self, delivery: Delivery, outcome: Outcome | None, now: float) -> None:
+        """Park lanes again for whom there was nothing, or (None) replay those whose place the tails hold no more."""
+        lanes = [lane for lane in delivery.lanes if lane.cohort is delivery.cohort]
+        if outcome is None:
+            cursor = self._places.cursor(delivery.position)
+            for lane in lanes:
+                self._part(lane, delivery.cohort)
+                lane.replay(lane.armed.head(cursor))
+            return
+        cohort = self._open(delivery.cohort.crowd, outcome.position, at_tail=outcome.at_tail) if lanes else delivery.cohort
+        for lane in lanes:
+            del delivery.cohort.members[lane]
+            lane.cohort = cohort
+            cohort.members[lane] = None
+        if lanes:
+            self._set_alarm(cohort, max(now, lanes[0].since + cohort.crowd.wait))
+            self._early_again(lanes, cohort)
+
+    def _early_again(self, lanes: Iterable[Lane], cohort: Cohort) -> None:
+        for lane in lanes:
+            if lane.armed.expires < lane.since + cohort.crowd.wait:
+                self._early.setdefault(int(lane.armed.expires / TICK) + 1, []).append((lane, cohort))
+
+    # --- clocks ---
+
+    async def run(self) -> None:
+        """End polls whose time is over, and connections that are idle or stuck, once a tick, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK)
+            self.tick()
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = self._clock()
+        tick = int(now / TICK)
+        for at in [at for at in self._early if at <= tick]:
+            for lane, cohort in self._early.pop(at):
+                if lane.cohort is cohort:
+                    self._end([lane], cohort, EXPIRED)
+        for at in [at for at in self._alarms if at <= tick]:
+            for cohort in self._alarms.pop(at):
+                self._expire(cohort, now)
+        self._tick = tick
+        self._sweep_some(now)
+        offset = self._unix_clock() - now
+        if abs(offset - self._offset) > _CLOCK_STEP:
+            # The wall clock was set: what was computed from it is wrong.
+            self._offset = offset
+            self._revoke(None)
+
+    def _expire(self, cohort: Cohort, now: float) -> None:
+        """End the members whose wait is over, and watch the first of the others."""
+        cohort.alarm = 0
+        if not cohort.parked:
+            return
+        wait, due = cohort.crowd.wait, []
+        for lane in cohort.members:
+            since: float = lane.since  # type: ignore[attr-defined]  # members are lanes
+            if since + wait > now:
+                self._set_alarm(cohort, since + wait)
+                break
+            due.append(lane)
+        if due:
+            self._end(due, cohort, TIMEOUT)
+
+    def _end(self, lanes: Iterable[object], cohort: Cohort, why: Why) -> None:
+        """Answer parked lanes with 204."""
+        if cohort.parked:
+            # They leave a cohort that sleeps on: what they are told is where the tails end now.
+            leaving = Cohort(cohort.crowd, self._woken)
+            for lane in lanes:
+                del cohort.members[lane]
+                leaving.members[lane] = None
+                lane.cohort = leaving  # type: ignore[attr-defined]  # members are lanes
+            position = cohort.position_at(self._hub.moment())
+            if not cohort.members:
+                self._hub.unpark(cohort)
+            self._deliver(list(leaving.members), leaving, position, why)
+
+    def _sweep_some(self, now: float) -> None:
+        """Look at a tenth of all lanes."""
+        if not self._sweep:
+            self._sweep = list(self._lanes)
+        share = len(self._lanes) // _SWEEPS + 1
+        for lane in self._sweep[-share:]:
+            idle = now - lane.since
+            if lane.cohort is not None or idle < self._head_timeout or lane not in self._lanes:
+                continue
+            if lane.stuck:
+                if idle >= STUCK_SECONDS:
+                    lane.transport.abort()
+            elif lane.holds or idle >= self._keepalive:
+                lane.transport.close()
+        del self._sweep[-share:]
+
+    # --- ends ---
+
+    def withdraw(self, key: KeyRef) -> None:
+        """End the polls of tokens that a withdrawn key has signed."""
+        self._revoke(key)
+        self._end_all([lane for lane in self._lanes if lane.cohort is not None and lane.armed.principal.key == key], REVOKED)
+
+    def _revoke(self, key: KeyRef | None) -> None:
+        self._arming.revoke(key)
+        for lane in self._lanes:
+            if key is None or lane.armed.principal.key == key:
+                lane.armed.revoke()
+
+    def _end_all(self, lanes: Iterable[Lane], why: Why) -> None:
+        together: dict[Cohort, list[Lane]] = {}
+        for lane in lanes:
+            if lane.cohort is not None:
+                together.setdefault(lane.cohort, []).append(lane)
+        for cohort, members in together.items():
+            self._end(members, cohort, why)
+
+    async def drain(self, window: float) -> None:
+        """End all parked polls, spread evenly over `window` seconds; from now on every poll goes to aiohttp, which closes."""
+        self._draining = True
+        self._revoke(None)
+        until = self._clock() + window
+        while parked := [lane for lane in self._lanes if lane.cohort is not None and lane.cohort.parked]:
+            left = until - self._clock()
+            ticks = max(1, int(left / TICK))
+            self._end_all(parked[: -(-len(parked) // ticks)], DRAINED)
+            await asyncio.sleep(min(TICK, max(left, 0.0)))
+
+    async def close(self) -> None:
+        """Close all connections, those of parked polls once they have their answer."""
+        await self.drain(0.0)
+        while self._queue:
+            await asyncio.sleep(0)
+        for lane in list(self._lanes):
+            lane.transport.close()
+
+    # --- accounts ---
+
+    def readings(self) -> Iterator[Reading]:
+        """Yield what is parked, by channel pattern."""
+        parked = Counter(lane.cohort.crowd.subscription.labels for lane in self._lanes if lane.cohort is not None)
+        for labels, count in parked.items():
+            for label in labels:
+                yield Reading("gateway_parked_waiters", (label,), count)
+
+    def _account(self, lanes: Iterable[Lane], crowd: Crowd, outcome: Outcome, why: Why, now: float) -> None:
+        """Count and log equal answers to some lanes."""
+        answer, lanes = outcome.answer, list(lanes)
+        if why in (RECORDS, CHANGED):
+            why = "messages" if answer.delivered else "progress"
+            now_ms = self._unix_clock() * 1_000
+            for timestamp_ms in answer.timestamps_ms:
+                self._latency.observe((now_ms - timestamp_ms) / 1_000, len(lanes))
+        elif why == TIMEOUT:
+            why = "empty"
+        self._count(crowd, outcome, len(lanes), outcome.status, why)
+        log = self._access_log
+        if log is not None:
+            for lane in lanes[: log.sampled_of(len(lanes), outcome.status)]:
+                self._write_line(lane, outcome.status, len(answer.body), why, now)
+
+    def _count(self, crowd: Crowd, outcome: Outcome | None, times: int, status: int, why: str) -> None:
+        metrics = self._metrics
+        metrics.responses.add(self._route, str(status), amount=times)
+        metrics.answers.add("poll", why, amount=times)
+        if outcome is not None and outcome.answer.body:
+            metrics.sent_bytes.add("poll", amount=times * len(outcome.answer.body))
+            for pattern, messages in outcome.answer.delivered.items():
+                metrics.messages.add(pattern, amount=times * messages)
+
+    def _write_line(self, lane: Lane, status: int, size: int, code: str, now: float) -> None:
+        log, armed = self._access_log, lane.armed
+        if log is None:
+            return
+        log.write(
+            request_id=secrets.token_hex(8),
+            client=armed.address,
+            method="GET",
+            target=armed.head(b"").split(b" ", 2)[1].decode("latin-1"),
+            status=status,
+            sent=size,
+            duration=now - lane.since,
+            code=code,
+            transport="poll",
+            issuer=armed.principal.issuer,
+            subject=armed.principal.subject,
+        )

@@ -1,0 +1,238 @@
+"""The benchmark: `make bench ARGS="broadcast --clients 1000 --servers gateway,nchan"`, or `python -m bench` in tests/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from bench import broadcast, catch_up, parked, short, steady, storm
+from bench.broker import Kind
+from bench.catalog import SERVERS
+from bench.processes import Failed
+from bench.results import FILE
+from bench.running import Series, run
+
+Numbers = tuple[int, ...]
+Names = tuple[str, ...]
+PLOT = Path(__file__).parents[2] / "deploy" / "bench.svg"
+OWN = "gateway,gateway-shared"
+PEERS = "aiohttp,nchan,pushpin"
+
+
+class NumberList(click.ParamType[Numbers]):
+    """Numbers with commas between them."""
+
+    name = "N,N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Numbers:
+        try:
+            return tuple(int(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)
+        except ValueError:
+            self.fail("expected numbers with commas between them", param, ctx)
+
+
+class ServerList(click.ParamType[Names]):
+    """Names of servers with commas between them."""
+
+    name = "NAME,NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Names:
+        names = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+        unknown = [name for name in names if name not in SERVERS]
+        if unknown:
+            self.fail(f"{', '.join(unknown)}: expected some of {', '.join(SERVERS)}", param, ctx)
+        return names
+
+
+def numbers(name: str, default: str, text: str) -> Callable[..., Any]:
+    """Return an option that takes several numbers."""
+    return click.option(name, type=NumberList(), default=default, show_default=True, help=text)
+
+
+def number(name: str, default: int, text: str) -> Callable[..., Any]:
+    """Return an option that takes a number above zero."""
+    return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=text)
+
+
+def seconds(default: float) -> Callable[..., Any]:
+    """Return the option for the length of one measurement."""
+    text = "Length of one measurement."
+    return click.option("--seconds", type=click.FloatRange(0.1, 600), default=default, show_default=True, help=text)
+
+
+def common(servers: str) -> Callable[..., Any]:
+    """Return what every scenario knows: the servers, the rounds, the broker, and `--quick`."""
+    options = [
+        click.option("--servers", type=ServerList(), default=servers, show_default=True, help="Servers to measure in turn."),
+        number("--rounds", 3, "How often each is measured."),
+        click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True),
+        click.option("--quick", is_flag=True, help="Small and once: to see that it runs."),
+    ]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure the gateway and its peers on this machine: servers on one core; clients, broker and producer on another."""
+
+
+@main.command("broadcast")
+@numbers("--clients", "1000,5000,15000", "Clients on the channel.")
+@numbers("--sizes", "64,1024", "Bytes of a message.")
+@seconds(4.0)
+@common(f"gateway,gateway-rs256,gateway-shared,gateway-haproxy,gateway-cut,{PEERS}")
+def broadcast_(
+    clients: Numbers, sizes: Numbers, seconds: float, servers: Names, rounds: int, broker: Kind, quick: bool
+) -> None:
+    """All on one channel: CPU per delivery and time to the last client."""
+    if quick:
+        clients, sizes, seconds, rounds = (200,), (64,), 1.0, 1
+    grid = [{"clients": count, "size": size, "seconds": seconds} for size in sizes for count in clients]
+    run(broker, [Series("broadcast", "Broadcast", servers, rounds, grid, broadcast.measure, broadcast.COLUMNS)])
+
+
+@main.command()
+@number("--clients", 15_000, "Clients, each on a channel of its own.")
+@numbers("--rates", "5000", "Records a second.")
+@seconds(6.0)
+@common(f"gateway,{PEERS}")
+def keyed(clients: int, rates: Numbers, seconds: float, servers: Names, rounds: int, broker: Kind, quick: bool) -> None:
+    """Each record for one client: latency and CPU per record."""
+    if quick:
+        clients, rates, seconds, rounds = 500, (500,), 2.0, 1
+    grid = [{"clients": clients, "rate": rate, "size": 64, "seconds": seconds, "keyed": True} for rate in rates]
+    run(broker, [Series("keyed", "Keyed", servers, rounds, grid, steady.measure, steady.COLUMNS)])
+
+
+@main.command("parked")
+@numbers("--clients", "15000", "Clients that wait.")
+@number("--workers", 1, "Processes of the gateway.")
+@number("--cycles", 100, "Broadcasts before memory is looked at again.")
+@common(f"{OWN},{PEERS}")
+def parked_(
+    clients: Numbers, workers: int, cycles: int, servers: Names, rounds: int, broker: Kind, quick: bool
+) -> None:
+    """Memory for each client that waits. For 60,000: --clients 60000 --workers 4 --cycles 8 --servers gateway."""
+    if quick:
+        clients, cycles, rounds = (500,), 10, 1
+    grid = [{"clients": count, "workers": workers, "cycles": cycles} for count in clients]
+    run(broker, [Series("parked", "Parked", servers, rounds, grid, parked.measure, parked.COLUMNS)])
+
+
+@main.command()
+@number("--live", 1_000, "Clients that are live meanwhile.")
+@number("--megabytes", 1_000, "What one client replays.")
+@number("--readers", 200, "Clients that replay the same within a second.")
+@number("--shared-megabytes", 50, "What each of them replays.")
+@common("gateway")
+def catchup(
+    live: int, megabytes: int, readers: int, shared_megabytes: int, servers: Names, rounds: int, broker: Kind, quick: bool
+) -> None:
+    """Replays of history from Kafka: MB/s, and what live clients notice."""
+    if quick:
+        live, megabytes, readers, shared_megabytes, rounds = 100, 20, 10, 5, 1
+    grid = [
+        {"live": live, "readers": 1, "megabytes": megabytes},
+        {"live": live, "readers": readers, "megabytes": shared_megabytes},
+    ]
+    run(broker, [Series("catchup", "Catch-up", servers, rounds, grid, catch_up.measure, catch_up.COLUMNS)])
+
+
+@main.command()
+@number("--clients", 1_000, "Clients.")
+@number("--keyed-rate", 1_000, "Records a second, each for one client.")
+@number("--rate", 20, "Records a second for all clients.")
+@seconds(5.0)
+@common("gateway,aiohttp")
+def kafka(
+    clients: int, keyed_rate: int, rate: int, seconds: float, servers: Names, rounds: int, broker: Kind, quick: bool
+) -> None:
+    """From the producer through Kafka to the client."""
+    if quick:
+        clients, keyed_rate, seconds, rounds = 100, 200, 2.0, 1
+    grid = [
+        {"clients": clients, "rate": keyed_rate, "size": 64, "seconds": seconds, "keyed": True},
+        {"clients": clients, "rate": rate, "size": 64, "seconds": seconds},
+    ]
+    run(broker, [Series("kafka", "From Kafka to the client", servers, rounds, grid, steady.measure, steady.COLUMNS)])
+
+
+@main.command("short")
+@number("--clients", 64, "Connections.")
+@seconds(3.0)
+@common("gateway,aiohttp")
+def short_(clients: int, seconds: float, servers: Names, rounds: int, broker: Kind, quick: bool) -> None:
+    """Polls with wait=0 at the end of a channel: requests a second."""
+    if quick:
+        seconds, rounds = 1.0, 1
+    grid = [{"clients": clients, "seconds": seconds}]
+    run(broker, [Series("short", "Short polls", servers, rounds, grid, short.measure, short.COLUMNS)])
+
+
+@main.command("storm")
+@numbers("--clients", "15000", "Clients that come back at once.")
+@common(f"gateway,{PEERS}")
+def storm_(clients: Numbers, servers: Names, rounds: int, broker: Kind, quick: bool) -> None:
+    """All clients reconnect at once: time until all are parked, and peak memory."""
+    if quick:
+        clients, rounds = (500,), 1
+    grid = [{"clients": count} for count in clients]
+    run(broker, [Series("storm", "Storm", servers, rounds, grid, storm.measure, storm.COLUMNS)])
+
+
+@main.command("steady")
+@number("--clients", 500, "Clients on the channel.")
+@numbers("--rates", "20,100", "Messages a second.")
+@seconds(5.0)
+@common("gateway,aiohttp,nchan,nchan-multipart,pushpin")
+def steady_(clients: int, rates: Numbers, seconds: float, servers: Names, rounds: int, broker: Kind, quick: bool) -> None:
+    """All on one channel at a steady rate: latency and CPU."""
+    if quick:
+        clients, rates, seconds, rounds = 100, (20,), 2.0, 1
+    grid = [{"clients": clients, "rate": rate, "size": 64, "seconds": seconds} for rate in rates]
+    run(broker, [Series("steady", "Steady", servers, rounds, grid, steady.measure, steady.COLUMNS)])
+
+
+@main.command("all")
+@click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True)
+@click.option("--quick", is_flag=True, help="Small and once: to see that it runs.")
+@click.pass_context
+def all_(context: click.Context, broker: Literal["auto", "apache", "dev"], quick: bool) -> None:
+    """Every scenario with its defaults, and the plot."""
+    for command in (broadcast_, keyed, parked_, catchup, kafka, short_, storm_, steady_):
+        context.invoke(command, broker=broker, quick=quick)
+    if not quick:
+        context.invoke(parked_, clients=(60_000,), workers=4, cycles=8, servers=("gateway",), rounds=1, broker=broker)
+        context.invoke(plot)
+
+
+@main.command()
+@click.option("--results", type=click.Path(path_type=Path, exists=True), default=FILE, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=PLOT, show_default=True, help="SVG or PNG.")
+def plot(results: Path, output: Path) -> None:
+    """Draw the newest results."""
+    from bench.plotting import draw  # noqa: PLC0415  # its library is not needed to measure
+
+    draw(results, output)
+    click.echo(output)
+
+
+def start() -> None:
+    """Run the command; what a measurement lacks is told in one line."""
+    try:
+        main(prog_name="bench")
+    except Failed as failure:
+        raise SystemExit(f"bench: {failure}") from failure
+
+
+if __name__ == "__main__":
+    start()
