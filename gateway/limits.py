@@ -66,10 +66,11 @@ class TokenBuckets:
     """One bucket for each key, all with the same policy; at most `bound` of them are remembered.
 
     `policy` is the name shown in the RateLimit fields; `quota` tokens (at least 1) refill in `window` seconds. `now` is
-    monotonic and must not go back. `evicted` counts the buckets in use that had to give way.
+    monotonic and must not go back. `evicted` counts the buckets in use that had to give way. `interval`: seconds in which one
+    token refills; `reach`: how far ahead of now a bucket may be full again.
     """
 
-    __slots__ = ("_bound", "_buckets", "_floor", "_interval", "_reach", "evicted", "policy", "quota", "window")
+    __slots__ = ("_bound", "_buckets", "_floor", "evicted", "interval", "policy", "quota", "reach", "window")
 
     def __init__(self, policy: str, *, quota: int, window: float, bound: int = 65_536) -> None:
         if quota < 1 or not 0 < window < math.inf or bound < 1:
@@ -79,9 +80,9 @@ class TokenBuckets:
         self.window = window
         self.evicted = 0
         self._bound = bound
-        self._interval = window / quota
+        self.interval = window / quota
         # A thousandth of a token of good will, else rounding of sums keeps the last token of a bucket back.
-        self._reach = window + self._interval / 1000
+        self.reach = window + self.interval / 1000
         self._floor = -math.inf
         # Ordered, because taking the first key of a plain dict over and over is quadratic.
         self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
@@ -101,10 +102,10 @@ class TokenBuckets:
         """
         room = self._charge(key, now, cost)
         if room >= 0:
-            reset = self._reach - room if cost <= self.quota else self._buckets[key].full_at - now
-            return Decision(True, int(room / self._interval), reset, 0.0)
+            reset = self.reach - room if cost <= self.quota else self._buckets[key].full_at - now
+            return Decision(True, int(room / self.interval), reset, 0.0)
         missing = self._level(key, now) - now
-        remaining = max(int((self._reach - missing) / self._interval), 0)
+        remaining = max(int((self.reach - missing) / self.interval), 0)
         return Decision(False, remaining, missing, self._wait(room))
 
     def check(self, key: Hashable, now: float, cost: int = 1) -> None:
@@ -125,16 +126,15 @@ class TokenBuckets:
 
     def take_one(self, bucket: Bucket, now: float) -> bool:
         """Take one token from a bucket of this table; False if there is none, or if the bucket was dropped (ask again)."""
-        full_at = bucket.full_at
-        after = (max(now, full_at)) + self._interval  # `max` takes twice as long
-        if after > now + self._reach:
+        after = max(bucket.full_at, now) + self.interval
+        if after > now + self.reach:
             return False
         bucket.full_at = after
         return True
 
     def give_back(self, bucket: Bucket) -> None:
         """Put the token back that `take_one` has just taken."""
-        bucket.full_at -= self._interval
+        bucket.full_at -= self.interval
 
     def refusal(self, decision: Decision) -> RateLimited:
         """Return the error to raise for a decision of `take` that is not allowed."""
@@ -150,8 +150,8 @@ class TokenBuckets:
         """
         bucket = self._buckets.get(key)
         level = self._level_of_unknown(now) if bucket is None else max(bucket.full_at, now)
-        after = level + cost * self._interval
-        room = self._reach + now - (after if cost <= self.quota else level + self.window)
+        after = level + cost * self.interval
+        room = self.reach + now - (after if cost <= self.quota else level + self.window)
         if room >= 0:
             if bucket is None:
                 self._make_room(now)
@@ -161,7 +161,7 @@ class TokenBuckets:
         return room
 
     def _wait(self, room: float) -> float:
-        return self._reach - self.window - room
+        return self.reach - self.window - room
 
     def _level(self, key: Hashable, now: float) -> float:
         bucket = self._buckets.get(key)
@@ -170,7 +170,7 @@ class TokenBuckets:
     def _level_of_unknown(self, now: float) -> float:
         if self._floor <= now:
             return now
-        return min(self._floor, now + self.window - self._interval)
+        return min(self._floor, now + self.window - self.interval)
 
     def _make_room(self, now: float) -> None:
         table = self._buckets
@@ -190,6 +190,24 @@ class TokenBuckets:
         self._floor = max(self._floor, evicted.full_at)
         evicted.full_at = _DROPPED
         self.evicted += 1
+
+
+class _Unlimited(TokenBuckets):
+    """Stands where no limit is set: everybody has the same bucket, and it is always full."""
+
+    __slots__ = ("_bucket",)
+
+    def __init__(self) -> None:
+        super().__init__("none", quota=1, window=1.0)
+        self.interval, self.reach = 0.0, math.inf
+        self._bucket = Bucket(0.0)
+
+    def bucket(self, key: Hashable, now: float) -> Bucket:  # noqa: ARG002  # as a table of buckets has it
+        """Return the one bucket."""
+        return self._bucket
+
+
+UNLIMITED = _Unlimited()
 
 
 class Holder:

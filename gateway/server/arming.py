@@ -55,8 +55,7 @@ class Armed:
     """What one head resolved to.
 
     `peer` is the socket's other end, `address` the client's (behind trusted proxies). Times are monotonic: from `over` on the
-    token is refused, from `near` on it ends before the wait does, at `expires`. `bucket` and `address_bucket` are None where
-    no limit is set.
+    token is refused, from `near` on it ends before the wait does, at `expires`.
     """
 
     __slots__ = (
@@ -83,8 +82,8 @@ class Armed:
         principal: Principal,
         peer: str,
         address: str,
-        bucket: Bucket | None,
-        address_bucket: Bucket | None,
+        bucket: Bucket,
+        address_bucket: Bucket,
         holder: Holder,
     ) -> None:
         self.before = parts.before

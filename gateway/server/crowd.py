@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import formatdate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.errors import GatewayError
 from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode
@@ -29,6 +29,7 @@ CURSOR = "\0"
 
 _MOST_OUTCOMES = 1_000
 _MOST_PLACES = 4_096
+_MOST_GONE = 64
 _OK, _NO_CONTENT = 200, 204
 
 Fields = tuple[tuple[str, str], ...]
@@ -130,19 +131,39 @@ class Outcome:
 
 
 class Cohort(Waiter):
-    """Those of a crowd who sleep together; `members` in the order in which they came. `on_woken` gets it when it wakes."""
+    """Those of a crowd who sleep together. `on_woken` gets it when it wakes.
 
-    __slots__ = ("alarm", "crowd", "members", "on_woken")
+    `members` are in the order in which they came; who is one no more names another cohort, or none, and `gone` counts those.
+    `tip` is a cursor for which there is nothing as long as the cohort is parked. `alarm`: the tick at which it is looked at.
+    """
+
+    __slots__ = ("alarm", "crowd", "gone", "members", "on_woken", "tip")
 
     def __init__(self, crowd: Crowd, on_woken: Callable[[Cohort], None]) -> None:
         super().__init__(crowd.subscription.interests)
         self.crowd = crowd
-        self.members: dict[object, None] = {}
+        self.members: list[Any] = []  # lanes; typing them would be a circle of imports
+        self.gone = 0
+        self.tip = b""
         self.alarm = 0
         self.on_woken = on_woken
 
     def __repr__(self) -> str:
-        return f"<Cohort of {len(self.members)}{' parked' if self.parked else ''}>"
+        return f"<Cohort of {len(self)}{' parked' if self.parked else ''}>"
+
+    def __len__(self) -> int:
+        return len(self.members) - self.gone
+
+    def compact(self) -> None:
+        """Forget those who are members no more; a pass over all."""
+        self.members = [member for member in self.members if member.cohort is self]
+        self.gone = 0
+
+    def leave(self) -> None:
+        """Note that one has gone who does not come back."""
+        self.gone += 1
+        if self.parked and self.gone > _MOST_GONE and self.gone * 2 > len(self.members):
+            self.compact()
 
     def wake(self) -> None:
         """Tell the shell: `moment` and `why` are set."""

@@ -30,7 +30,7 @@ from gateway.fanout.cursor import Position
 from gateway.fanout.hub import CHANGED, RECORDS, TICK, TIMEOUT, Hub, Why
 from gateway.fanout.reader import Reader
 from gateway.fanout.subscription import Subscription
-from gateway.limits import Slots, TokenBuckets
+from gateway.limits import UNLIMITED, Slots, TokenBuckets
 from gateway.metrics import Metrics, Reading
 from gateway.server.accesslog import AccessLog
 from gateway.server.address import bucket_key
@@ -106,8 +106,10 @@ class Lanes:
         self._hub = hub
         self._reader = reader
         self._arming = arming
-        self._polls = polls
-        self._addresses = addresses
+        self._polls = polls or UNLIMITED
+        self._addresses = addresses or UNLIMITED
+        self._interval, self._reach = self._polls.interval, self._polls.reach
+        self._address_interval, self._address_reach = self._addresses.interval, self._addresses.reach
         self._slots = slots
         self._metrics = metrics
         self._access_log = access_log
@@ -169,7 +171,7 @@ class Lanes:
         outcome = crowd.look(given.parts.cursor, now)
         if outcome is None or not self._has_slot(armed):
             raise AssertionError("the handler has just looked, and nothing can have changed since")
-        self._settle(lane, outcome, now)
+        self._settle(lane, given.parts.cursor, outcome, now)
 
     def _crowd(self, shape: Shape) -> Crowd:
         crowd = self._crowds.get(shape)
@@ -187,8 +189,8 @@ class Lanes:
             principal=principal,
             peer=facts.peer,
             address=facts.address,
-            bucket=self._polls.bucket(principal.id, now) if self._polls is not None else None,
-            address_bucket=self._addresses.bucket(address_key, now) if self._addresses is not None else None,
+            bucket=self._polls.bucket(principal.id, now),
+            address_bucket=self._addresses.bucket(address_key, now),
             holder=self._slots.holder(principal.id),
         )
         if principal.expires_at is not None:
@@ -213,14 +215,42 @@ class Lanes:
         return self._arming.find(lane.armed.peer, head)
 
     def poll(self, lane: Lane, armed: Armed, cursor: bytes) -> None:
-        """Answer or park a poll, or have the lane replay it: nothing is taken from any limit then."""
+        """Answer or park a poll, or have the lane replay it: nothing is taken from any limit then.
+
+        Most polls come back to the end of the tails with nothing in the way. For them this is all: what `_consider`, `_charge`
+        and `_join` do in general is done here in place, with half the time spent.
+        """
         now = self._clock()
+        cohort, holder, slots = armed.crowd.cohort, armed.holder, self._slots
+        if (
+            cohort is not None
+            and cohort.tip == cursor
+            and cohort.parked
+            and now <= armed.near
+            and holder.held < slots.quota
+            and slots.held < slots.total
+        ):
+            address_bucket, bucket = armed.address_bucket, armed.bucket
+            address_level, level = address_bucket.full_at, bucket.full_at
+            address_level = (address_level if address_level > now else now) + self._address_interval  # noqa: FURB136  # a call
+            level = (level if level > now else now) + self._interval  # noqa: FURB136
+            if address_level <= now + self._address_reach and level <= now + self._reach:
+                address_bucket.full_at, bucket.full_at = address_level, level
+                lane.since = now
+                lane.cohort = cohort
+                cohort.members.append(lane)
+                holder.held += 1
+                slots.held += 1
+                return
+        self._consider(lane, armed, cursor, now)
+
+    def _consider(self, lane: Lane, armed: Armed, cursor: bytes, now: float) -> None:
         crowd = armed.crowd
         outcome = crowd.known(cursor) or crowd.look(cursor, now)
         if outcome is None or now > armed.over or not self._has_slot(armed) or not self._charge(armed, now):
             lane.replay(armed.head(cursor))
         else:
-            self._settle(lane, outcome, now)
+            self._settle(lane, cursor, outcome, now)
 
     def left(self, lane: Lane) -> None:
         """Forget a lane that was replayed or whose connection is lost."""
@@ -229,10 +259,8 @@ class Lanes:
         cohort = lane.cohort
         if cohort is not None:
             self._part(lane, cohort)
-            self._count(lane.armed.crowd, None, 1, 499, CLOSED_BY_CLIENT)
+            self._count(None, 1, 499, CLOSED_BY_CLIENT)
             self._write_line(lane, 499, 0, CLOSED_BY_CLIENT, self._clock())
-            if not cohort.members:
-                self._hub.unpark(cohort)
 
     # --- a poll's fate ---
 
@@ -245,25 +273,18 @@ class Lanes:
     def _charge(self, armed: Armed, now: float) -> bool:
         """Take one token from the address and one from the principal, or none from either."""
         addresses, polls = self._addresses, self._polls
-        own = armed.address_bucket
-        if addresses is not None and own is not None and not addresses.take_one(own, now):
-            if not own.dropped:
-                return False
-            own = armed.address_bucket = addresses.bucket(bucket_key(armed.address), now)
-            if not addresses.take_one(own, now):
-                return False
-        mine = armed.bucket
-        if polls is None or mine is None or polls.take_one(mine, now):
-            return True
-        if mine.dropped:
-            mine = armed.bucket = polls.bucket(armed.principal.id, now)
-            if polls.take_one(mine, now):
-                return True
-        if addresses is not None and own is not None:
-            addresses.give_back(own)
-        return False
+        if armed.address_bucket.dropped:
+            armed.address_bucket = addresses.bucket(bucket_key(armed.address), now)
+        if armed.bucket.dropped:
+            armed.bucket = polls.bucket(armed.principal.id, now)
+        if not addresses.take_one(armed.address_bucket, now):
+            return False
+        if not polls.take_one(armed.bucket, now):
+            addresses.give_back(armed.address_bucket)
+            return False
+        return True
 
-    def _settle(self, lane: Lane, outcome: Outcome, now: float) -> None:
+    def _settle(self, lane: Lane, cursor: bytes, outcome: Outcome, now: float) -> None:
         """Answer a poll that has been let in, or park it."""
         crowd = lane.armed.crowd
         if outcome.answer.body or not crowd.wait:
@@ -274,6 +295,8 @@ class Lanes:
         cohort = crowd.cohort
         if not outcome.at_tail or cohort is None or not cohort.parked:
             cohort = self._open(crowd, outcome.position, at_tail=outcome.at_tail)
+        if outcome.at_tail:
+            cohort.tip = cursor
         self._join(lane, cohort, now)
 
     def _open(self, crowd: Crowd, position: Position, *, at_tail: bool) -> Cohort:
@@ -287,7 +310,7 @@ class Lanes:
         armed = lane.armed
         lane.since = now
         lane.cohort = cohort
-        cohort.members[lane] = None
+        cohort.members.append(lane)
         armed.holder.held += 1
         self._slots.held += 1
         if not cohort.alarm:
@@ -300,9 +323,12 @@ class Lanes:
         self._alarms.setdefault(cohort.alarm, []).append(cohort)
 
     def _part(self, lane: Lane, cohort: Cohort) -> None:
-        del cohort.members[lane]
+        """Take a lane that ends out of its cohort."""
         lane.cohort = None
         self._slots.release_of(lane.armed.holder)
+        cohort.leave()
+        if not len(cohort):
+            self._hub.unpark(cohort)
 
     def _send(self, lane: Lane, data: bytes, now: float) -> None:
         lane.since = now
@@ -317,11 +343,11 @@ class Lanes:
 
     def _woken(self, cohort: Cohort) -> None:
         """Deliver to a cohort that the hub woke."""
-        if cohort.members:
-            self._deliver(list(cohort.members), cohort, cohort.position(), cohort.why)
+        if len(cohort):
+            self._deliver(cohort, cohort.position(), cohort.why)
 
-    def _deliver(self, lanes: Iterable[object], cohort: Cohort, position: Position, why: Why) -> None:
-        self._queue.append(Delivery(iter(lanes), cohort, position, why))  # type: ignore[arg-type]  # members are lanes
+    def _deliver(self, cohort: Cohort, position: Position, why: Why) -> None:
+        self._queue.append(Delivery(iter(cohort.members), cohort, position, why))
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._slice)
@@ -389,9 +415,8 @@ class Lanes:
             return
         cohort = self._open(delivery.cohort.crowd, outcome.position, at_tail=outcome.at_tail) if lanes else delivery.cohort
         for lane in lanes:
-            del delivery.cohort.members[lane]
             lane.cohort = cohort
-            cohort.members[lane] = None
+        cohort.members += lanes
         if lanes:
             self._set_alarm(cohort, max(now, lanes[0].since + cohort.crowd.wait))
             self._early_again(lanes, cohort)
@@ -414,9 +439,7 @@ class Lanes:
         now = self._clock()
         tick = int(now / TICK)
         for at in [at for at in self._early if at <= tick]:
-            for lane, cohort in self._early.pop(at):
-                if lane.cohort is cohort:
-                    self._end([lane], cohort, EXPIRED)
+            self._end_all([lane for lane, cohort in self._early.pop(at) if lane.cohort is cohort], EXPIRED)
         for at in [at for at in self._alarms if at <= tick]:
             for cohort in self._alarms.pop(at):
                 self._expire(cohort, now)
@@ -435,27 +458,26 @@ class Lanes:
             return
         wait, due = cohort.crowd.wait, []
         for lane in cohort.members:
-            since: float = lane.since  # type: ignore[attr-defined]  # members are lanes
-            if since + wait > now:
-                self._set_alarm(cohort, since + wait)
+            if lane.cohort is not cohort:
+                continue
+            if lane.since + wait > now:
+                self._set_alarm(cohort, lane.since + wait)
                 break
             due.append(lane)
         if due:
             self._end(due, cohort, TIMEOUT)
 
-    def _end(self, lanes: Iterable[object], cohort: Cohort, why: Why) -> None:
-        """Answer parked lanes with 204."""
-        if cohort.parked:
-            # They leave a cohort that sleeps on: what they are told is where the tails end now.
-            leaving = Cohort(cohort.crowd, self._woken)
-            for lane in lanes:
-                del cohort.members[lane]
-                leaving.members[lane] = None
-                lane.cohort = leaving  # type: ignore[attr-defined]  # members are lanes
-            position = cohort.position_at(self._hub.moment())
-            if not cohort.members:
-                self._hub.unpark(cohort)
-            self._deliver(list(leaving.members), leaving, position, why)
+    def _end(self, lanes: list[Lane], cohort: Cohort, why: Why) -> None:
+        """Answer lanes of a parked cohort with 204: they leave it and it sleeps on, so it is told where the tails end now."""
+        leaving = Cohort(cohort.crowd, self._woken)
+        position = cohort.position_at(self._hub.moment())
+        for lane in lanes:
+            lane.cohort = leaving
+        leaving.members = lanes
+        cohort.compact()
+        if not len(cohort):
+            self._hub.unpark(cohort)
+        self._deliver(leaving, position, why)
 
     def _sweep_some(self, now: float) -> None:
         """Look at a tenth of all lanes."""
@@ -489,7 +511,8 @@ class Lanes:
     def _end_all(self, lanes: Iterable[Lane], why: Why) -> None:
         together: dict[Cohort, list[Lane]] = {}
         for lane in lanes:
-            if lane.cohort is not None:
+            # Who has been woken already is on the way to an answer.
+            if lane.cohort is not None and lane.cohort.parked:
                 together.setdefault(lane.cohort, []).append(lane)
         for cohort, members in together.items():
             self._end(members, cohort, why)
@@ -532,13 +555,13 @@ class Lanes:
                 self._latency.observe((now_ms - timestamp_ms) / 1_000, len(lanes))
         elif why == TIMEOUT:
             why = "empty"
-        self._count(crowd, outcome, len(lanes), outcome.status, why)
+        self._count(outcome, len(lanes), outcome.status, why)
         log = self._access_log
         if log is not None:
             for lane in lanes[: log.sampled_of(len(lanes), outcome.status)]:
                 self._write_line(lane, outcome.status, len(answer.body), why, now)
 
-    def _count(self, crowd: Crowd, outcome: Outcome | None, times: int, status: int, why: str) -> None:
+    def _count(self, outcome: Outcome | None, times: int, status: int, why: str) -> None:
         metrics = self._metrics
         metrics.responses.add(self._route, str(status), amount=times)
         metrics.answers.add("poll", why, amount=times)

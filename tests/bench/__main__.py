@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-
 from bench import broadcast, catch_up, parked, short, steady, storm
 from bench.broker import Kind
 from bench.catalog import SERVERS
@@ -19,6 +18,7 @@ Numbers = tuple[int, ...]
 Names = tuple[str, ...]
 PLOT = Path(__file__).parents[2] / "deploy" / "bench.svg"
 OWN = "gateway,gateway-shared"
+EXIT_INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 PEERS = "aiohttp,nchan,pushpin"
 
 
@@ -118,9 +118,7 @@ def keyed(clients: int, rates: Numbers, seconds: float, servers: Names, rounds: 
 @number("--workers", 1, "Processes of the gateway.")
 @number("--cycles", 100, "Broadcasts before memory is looked at again.")
 @common(f"{OWN},{PEERS}")
-def parked_(
-    clients: Numbers, workers: int, cycles: int, servers: Names, rounds: int, broker: Kind, quick: bool
-) -> None:
+def parked_(clients: Numbers, workers: int, cycles: int, servers: Names, rounds: int, broker: Kind, quick: bool) -> None:
     """Memory for each client that waits. For 60,000: --clients 60000 --workers 4 --cycles 8 --servers gateway."""
     if quick:
         clients, cycles, rounds = (500,), 10, 1
@@ -171,7 +169,7 @@ def kafka(
 @seconds(3.0)
 @common("gateway,aiohttp")
 def short_(clients: int, seconds: float, servers: Names, rounds: int, broker: Kind, quick: bool) -> None:
-    """Polls with wait=0 at the end of a channel: requests a second."""
+    """Short polls at the end of a channel: requests a second."""
     if quick:
         seconds, rounds = 1.0, 1
     grid = [{"clients": clients, "seconds": seconds}]
@@ -232,6 +230,8 @@ def start() -> None:
         main(prog_name="bench")
     except Failed as failure:
         raise SystemExit(f"bench: {failure}") from failure
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

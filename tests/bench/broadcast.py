@@ -21,6 +21,8 @@ COLUMNS = {
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
     "haproxy_us": "haproxy µs",
+    "us_per_connect": "CPU µs/connect",
+    "load_percent": "load %",
     "lost": "lost",
     "doubled": "doubled",
     "errors": "errors",
@@ -48,8 +50,10 @@ def measure(serve: ServerContext, setting: Setting, *, clients: int, size: int, 
         source(server.sink, setting.directory) as messages,
         fleet(server.plan, setting.directory) as crowd,
     ):
+        before = server.cpu()["server"]
         connected = crowd.connect()
         server.settle()
+        connecting = server.cpu()["server"] - before
         for number in range(1, WARM_UP + 1):
             cycle(server, crowd, messages, number, size)
         lasts = []
@@ -68,5 +72,6 @@ def measure(serve: ServerContext, setting: Setting, *, clients: int, size: int, 
             "last_ms": last * 1_000,
             "cycles": len(lasts),
             "connected_s": connected,
+            "us_per_connect": connecting / clients * 1e6,
             **({"haproxy_us": figures["cpu_s_haproxy"] / deliveries * 1e6} if "cpu_s_haproxy" in figures else {}),
         }

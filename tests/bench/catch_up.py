@@ -92,7 +92,11 @@ def replay(server: Running, setting: Setting, readers: int, last: int, timeout: 
     if server.asking is None or server.history is None:
         raise Missing("it has no history that one could read from the beginning")
     base = server.asking("history", readers, QUERY)
-    plan = replace(base, first=base.first.replace(QUERY, f"{QUERY}&from=earliest"), options={**base.options, "spread": 1000 * (readers > 1)})
+    plan = replace(
+        base,
+        first=base.first.replace(QUERY, f"{QUERY}&from=earliest"),
+        options={**base.options, "spread": 1000 * (readers > 1)},
+    )
     with fleet(plan, setting.directory) as crowd, Window(server, crowd) as window:
         crowd.await_message(last)
         crowd.tell("connect")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -35,7 +36,9 @@ def compiled() -> Path:
         return program
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        raise Failed("the load generator needs a C compiler: there is no cc on the PATH (Debian: apt-get install gcc libc6-dev)")
+        raise Failed(
+            "the load generator needs a C compiler: there is no cc on the PATH (Debian: apt-get install gcc libc6-dev)"
+        )
     BUILT.mkdir(exist_ok=True)
     partial = program.with_suffix(f".{os.getpid()}")
     files = [source for source in sources if source.suffix == ".c"]
@@ -148,7 +151,14 @@ class Fleet:
     def hear(self, event: str, timeout: float) -> list[dict[str, Any]]:
         """Wait for an event of all; raises Failed when it does not come in time."""
         deadline = time.monotonic() + timeout
-        return [self._hear(number, event, deadline) for number in range(len(self._processes))]
+        try:
+            return [self._hear(number, event, deadline) for number in range(len(self._processes))]
+        except TimeoutError:
+            seen = self.report()
+            raise Failed(
+                f"not all clients came to '{event}' within {timeout:g} s: {seen.counts['parked']} of {self.clients} are parked, "
+                f"statuses {dict(seen.statuses)}, cut {seen.counts['cut']}, refused {seen.counts['refused']}"
+            ) from None
 
     def _hear(self, number: int, event: str, deadline: float) -> dict[str, Any]:
         stream = self._processes[number].stdout
@@ -164,7 +174,7 @@ class Fleet:
                 continue
             readable, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
             if not readable:
-                raise Failed(f"the clients did not come to '{event}' in time")
+                raise TimeoutError
             data = os.read(stream.fileno(), 1 << 16)
             if not data:
                 raise Failed(f"a load process ended with {self._processes[number].wait()} (its log is beside the server's)")
@@ -217,13 +227,13 @@ def fleet(plan: Plan, directory: Path) -> Iterator[Fleet]:
     sources = -(-total // PORTS_PER_SOURCE)
     with contextlib.ExitStack() as stack:
         processes = []
-        for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
             file = directory / f"plan-{number}-{os.urandom(4).hex()}"
             file.write_bytes(plan.encoded(start, stop))
             stack.callback(file.unlink)
             options = {"port": plan.port, "sources": sources, **plan.options}
             command = [program, file, *(f"{name}={value}" for name, value in options.items())]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": (directory / "load.log").open("a")}
-            stack.callback(pipes["stderr"].close)  # type: ignore[union-attr]
+            stack.callback(pipes["stderr"].close)
             processes.append(stack.enter_context(running(command, core=LOAD_CORE, **pipes)))
         yield Fleet(processes, total)

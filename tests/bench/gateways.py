@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from integration.ports import free_ports
-
+import jwt
 from bench.fleet import Plan
 from bench.listening import listens
 from bench.processes import LOAD_CORE, SERVER_CORE, running, wait_until
 from bench.serving import Missing, Running, Setting, Work
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from integration.ports import free_ports
+
 from gateway.auth.mint import DevIssuer, generate
 
 HTTP_OK = 200
@@ -53,9 +55,12 @@ def issuer(algorithm: str) -> DevIssuer:
 @functools.cache
 def tokens(algorithm: str, count: int, *, long: bool) -> Sequence[str]:
     """Return the tokens of so many subjects."""
-    claims: dict[str, Any] = {"groups": GROUPS} if long else {}
-    now = time.time()
-    return [issuer(algorithm).token(f"client-{number}", now=now, lifetime=86_400, **claims) for number in range(count)]
+    own = issuer(algorithm)
+    claims = {"iss": own.issuer.iss, "aud": "gateway", "exp": int(time.time()) + 86_400, **({"groups": GROUPS} if long else {})}
+    # Reading and checking an RSA key takes far longer than signing with it: once is enough.
+    key: Any = own.private if algorithm == "HS256" else load_pem_private_key(own.private, None)
+    subjects = (f"client-{number}" for number in range(count))
+    return [jwt.encode({**claims, "sub": subject}, key, algorithm, headers={"kid": own.kid}) for subject in subjects]
 
 
 def configuration(variant: Variant, setting: Setting, work: Work, topic: str, port: int, admin: int) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def plan(variant: Variant, clients: int, port: int, channel: str, query: str = "
 
 
 @contextlib.contextmanager
-def gateway(setting: Setting, work: Work, *, variant: Variant = Variant()) -> Iterator[Running]:  # noqa: B008  # frozen
+def gateway(setting: Setting, work: Work, *, variant: Variant = Variant()) -> Iterator[Running]:  # frozen
     """Run a gateway with a topic of its own."""
     topic, history = setting.broker.topic(work.partitions), setting.broker.topic() if work.history else None
     port, admin, front = free_ports(3)
@@ -151,6 +156,9 @@ def parse_metrics(text: str) -> dict[str, float]:
 HAPROXY = """
 global
     maxconn {maxconn}
+    # Otherwise it closes idle connections to the gateway as soon as a quarter of its files is in use, and every poll opens one.
+    tune.pool-low-fd-ratio 100
+    tune.pool-high-fd-ratio 100
 defaults
     mode http
     timeout connect 5s
@@ -185,4 +193,3 @@ def _haproxy(directory: Path, clients: int, front: int, port: int) -> Iterator[l
         processes = [stack.enter_context(running(command, core=LOAD_CORE, log=log)) for _ in range(count)]
         wait_until(lambda: listens(front), f"haproxy (its log: {log})", process=processes[0])
         yield [process.pid for process in processes]
-

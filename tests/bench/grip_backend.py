@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
             if len(self._data) < end + 4 + size:
                 return
             body, self._data = self._data[end + 4 : end + 4 + size], self._data[end + 4 + size :]
-            self._transport.write(self._answer(head, body))  # type: ignore[attr-defined]
+            self._transport.write(self._answer(head, body))
 
     def _answer(self, head: str, body: bytes) -> bytes:
         method, target, _ = head.split(" ", 2)

@@ -39,7 +39,9 @@ def date() -> str:
 def _said(command: list[str], pattern: str) -> str | None:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}, timeout=10)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(pattern, done.stdout + done.stderr)

@@ -28,7 +28,9 @@ CYCLES = 5
 PATIENCE = 90.0
 
 
-def measure(serve: ServerContext, setting: Setting, *, clients: int, workers: int, cycles: int, size: int = 64) -> dict[str, Any]:
+def measure(
+    serve: ServerContext, setting: Setting, *, clients: int, workers: int, cycles: int, size: int = 64
+) -> dict[str, Any]:
     """Park clients and return the memory for each, after CYCLES cycles and after `cycles`."""
     with (
         serve(setting, Work(clients, workers=workers)) as server,

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from integration.ports import free_ports
-
 from bench.fleet import Plan
 from bench.listening import listens
 from bench.processes import SERVER_CORE, running, wait_until
 from bench.serving import Missing, Running, Setting, Work
+from integration.ports import free_ports
 
 TESTS = Path(__file__).parents[1]
 NCHAN_MODULE = "ngx_nchan_module.so"

@@ -93,7 +93,9 @@ class HttpSink:
         if self._escape:
             content = content.replace(b'"', b'\\"')
         body = self._before.replace(b"{channel}", channel.encode()) + content + self._after
-        head = f"POST {self._target.replace('{channel}', channel)} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {self._target.replace('{channel}', channel)} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         self._connections[which].sendall(head.encode() + body)
         self._busy[which] = True
 

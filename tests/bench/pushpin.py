@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from integration.ports import free_ports
-
 from bench.fleet import Plan
 from bench.listening import listens
 from bench.processes import LOAD_CORE, SERVER_CORE, running, wait_until
 from bench.serving import Missing, Running, Setting, Work
+from integration.ports import free_ports
 
 TESTS = Path(__file__).parents[1]
 
@@ -89,7 +88,17 @@ def pushpin(setting: Setting, work: Work) -> Iterator[Running]:
         ["pushpin", f"--config={directory}/pushpin.conf"],
     ]
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(running(command, core=LOAD_CORE if "zurl" in command[0] or "bench.grip_backend" in command else SERVER_CORE, cwd=TESTS, log=log)) for command in commands]
+        processes = [
+            stack.enter_context(
+                running(
+                    command,
+                    core=LOAD_CORE if "zurl" in command[0] or "bench.grip_backend" in command else SERVER_CORE,
+                    cwd=TESTS,
+                    log=log,
+                )
+            )
+            for command in commands
+        ]
         for each in (backend, control, port):
             wait_until(lambda each=each: listens(each), f"pushpin (its log: {log})", process=processes[-1])
         target, rest = "GET /sub?id={0}", " HTTP/1.1\r\nHost: bench\r\n\r\n"

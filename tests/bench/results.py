@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
-
 from bench import machine
 from bench.fleet import BUILT
 
@@ -70,7 +69,9 @@ def medians(rows: Iterable[Row]) -> list[Row]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row["scenario"], row["server"], row["parameters"]]), []).append(row)
-    return [{**group[0], "figures": _combined([row["figures"] for row in group]), "rounds": len(group)} for group in groups.values()]
+    return [
+        {**group[0], "figures": _combined([row["figures"] for row in group]), "rounds": len(group)} for group in groups.values()
+    ]
 
 
 def _combined(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -109,7 +110,10 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
             notes.append(f"{row['server']}: not all rounds worked: {figures['failed']}")
     widths = [max(len(line[at]) for line in lines if at < len(line)) for at in range(len(lines[0]))]
     text = [
-        "  ".join(cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths, strict=False)))
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=False))
+        )
         for line in lines
     ]
     return "\n".join([*text, *dict.fromkeys(notes)])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from bench.broker import Kind, broker
 from bench.catalog import SERVERS
 from bench.processes import LOAD_CORE, Failed

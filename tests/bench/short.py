@@ -26,7 +26,9 @@ def measure(serve: ServerContext, setting: Setting, *, clients: int, seconds: fl
     with serve(setting, Work(clients)) as server:
         if "wait=55" not in server.plan.next:
             raise Missing("it has no polls that are answered at once")
-        plan = replace(server.plan, next=server.plan.next.replace("wait=55", "wait=0"), options={**server.plan.options, "requests": 1})
+        plan = replace(
+            server.plan, next=server.plan.next.replace("wait=55", "wait=0"), options={**server.plan.options, "requests": 1}
+        )
         with fleet(plan, setting.directory) as crowd:
             crowd.tell("connect")
             time.sleep(WARM_UP_SECONDS)

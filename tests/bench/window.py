@@ -5,50 +5,57 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
+from bench import proc
 from bench.fleet import Fleet, Report
 from bench.serving import Running
 
 LAG_BUCKET = re.compile(r'gateway_loop_lag_seconds_bucket\{le="([^"]+)"\}')
 
 
-@dataclass
 class Window:
-    """Open while the block runs. Afterwards: `seconds` on the clock, `cpu` in seconds by process tree, the clients' `report`.
+    """Open while the block runs. Afterwards: `seconds` on the clock, `cpu` in seconds by name, the clients' `report`.
 
     `loop_gap_ms` is the upper end of the highest bucket of the server's own loop lag that grew, None where it tells none.
     """
 
-    server: Running
-    fleet: Fleet
-    seconds: float = 0.0
-    cpu: Mapping[str, float] = None  # type: ignore[assignment]  # set on leaving
-    report: Report = None  # type: ignore[assignment]
-    loop_gap_ms: float | None = None
+    seconds: float
+    cpu: Mapping[str, float]
+    report: Report
+    loop_gap_ms: float | None
+
+    def __init__(self, server: Running, fleet: Fleet) -> None:
+        self._server = server
+        self._fleet = fleet
 
     def __enter__(self) -> Self:
-        self._lag = _lag(self.server.metrics())
-        self.fleet.start()
-        self._cpu = self.server.cpu()
+        self._lag = _lag(self._server.metrics())
+        self._fleet.start()
+        self._before = self._used()
         self._begun = time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
         self.seconds = time.monotonic() - self._begun
-        self.cpu = {name: used - self._cpu[name] for name, used in self.server.cpu().items()}
-        self.report = self.fleet.report()
-        self.loop_gap_ms = largest_gap(self._lag, _lag(self.server.metrics()))
+        self.cpu = {name: used - self._before[name] for name, used in self._used().items()}
+        self.report = self._fleet.report()
+        self.loop_gap_ms = largest_gap(self._lag, _lag(self._server.metrics()))
+
+    def _used(self) -> dict[str, float]:
+        return {**self._server.cpu(), "load": proc.cpu(self._fleet.pids)}
 
     def figures(self) -> dict[str, Any]:
         """Return what every measurement shows."""
-        apart = {f"cpu_s_{name}": used for name, used in self.cpu.items() if name != "server"}
+        apart = {f"cpu_s_{name}": used for name, used in self.cpu.items() if name not in ("server", "load")}
         return {
             **self.report.figures(),
             "seconds": self.seconds,
             "cpu_s": self.cpu["server"],
             "core_percent": 100 * self.cpu["server"] / self.seconds,
+            "load_percent": 100 * self.cpu["load"] / self.seconds,
             "loop_gap_ms": self.loop_gap_ms,
             **apart,
         }

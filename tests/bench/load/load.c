@@ -47,6 +47,8 @@
 #define COMMANDS UINT32_MAX /* the epoll data of standard input */
 
 enum state { CLOSED, CONNECTING, SENDING, ASKING_FIRST, PARKED };
+/* Connecting, or without a cursor yet. */
+#define ARRIVING(state) ((state) == CONNECTING || (state) == ASKING_FIRST)
 
 struct text {
     char *data;
@@ -75,7 +77,7 @@ static struct {
     unsigned port;
     unsigned first_source; /* 127.0.0.N is the first source address */
     unsigned sources;      /* clients are dealt out to so many */
-    unsigned connecting;   /* connections that are made at once; 0: all */
+    unsigned connecting;   /* clients that connect or ask for their first cursor at a time; 0: all */
     unsigned spread;       /* milliseconds over which connections are begun */
     unsigned cut;          /* a longer request is sent in two parts, the first of so many bytes; 0: never */
     unsigned requests;     /* 1: the histogram shows the time from request to answer, not from message to client */
@@ -95,7 +97,7 @@ static struct queue second_parts = {.delay = CUT_DELAY}, retries = {.delay = RET
 static int poller;
 static char buffer[READ_SIZE];
 static bool stopped, telling_parked;
-static unsigned parked, connecting, to_connect; /* to_connect: the next client that is to connect */
+static unsigned parked, arriving, to_connect; /* to_connect: the next client that is to connect */
 static uint64_t begun_connecting;
 static uint64_t target, last_reached, target_sent; /* the message that is awaited */
 static unsigned reached;
@@ -158,7 +160,7 @@ static bool queue_take(struct queue *queue, uint32_t *number) {
 
 static void set_state(struct client *client, enum state state) {
     parked += (state == PARKED) - (client->state == PARKED);
-    connecting += (state == CONNECTING) - (client->state == CONNECTING);
+    arriving += ARRIVING(state) - ARRIVING(client->state);
     client->state = state;
 }
 
@@ -239,7 +241,7 @@ static void dial_more(void) {
         if (allowed > plan.clients)
             allowed = plan.clients;
     }
-    while (to_connect < allowed && (!options.connecting || connecting < options.connecting))
+    while (to_connect < allowed && (!options.connecting || arriving < options.connecting))
         dial(to_connect++);
 }
 
