@@ -61,14 +61,17 @@ mutants: $(STAMP) ## change the hub and the cursor in every small way and list w
 kafka: $(STAMP) ## fetch Apache Kafka from Maven Central and run one node on free ports (Ctrl-C ends it)
 	@cd tests && exec ../$(PY) -m integration.apache_kafka
 
-bench: $(STAMP) ## measure the gateway and its peers (ARGS="broadcast --quick", ARGS=--help lists all scenarios)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
+bench: $(VENV)/.bench ## measure the gateway and its peers (ARGS="broadcast --quick"; ARGS=--help lists all scenarios)
 	@cd tests && exec ../$(PY) -m bench $(ARGS)
 
 clean: ## remove what the other targets made, the environment and Apache Kafka included
 	rm -rf $(VENV) .kafka .bench build dist mutants *.egg-info .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.bench: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
+	@touch $@
 
 $(STAMP): pyproject.toml deploy/constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, as python3.11 or python3 on the PATH." >&2; exit 1; }

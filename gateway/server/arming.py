@@ -8,7 +8,7 @@ address comes from. So a head that fits cannot mean anything else than the armed
 
 A lane compares with the head it saw last, two `memcmp`s. Any other head is looked for in a table, so that a proxy may send any
 client's next poll over any of its pooled connections. Its keys are digests keyed with a secret of the process: nobody outside
-can search for two heads with one digest. Lines that proxies add with a new value for each request (`ignored`) are left out of them.
+can search for two heads with one digest. Lines that proxies add with a new value for each request (`ignored`) are left out.
 """
 
 from __future__ import annotations

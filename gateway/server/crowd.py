@@ -61,7 +61,7 @@ class Dates:
 
 
 class Places:
-    """Positions by the cursor that stands for them, the oldest forgotten: cursors mostly come back soon after they were given."""
+    """Positions by the cursor that stands for them: most cursors come back soon after they were given."""
 
     def __init__(self, most: int = _MOST_PLACES) -> None:
         self._most = most
@@ -250,10 +250,8 @@ class Crowd:
         if reading is None:
             return None
         encoded = self._places.cursor(reading.position)
-        if reading.messages or not reading.up_to_date:
-            answer = build(self.subscription, reading)
-        else:
-            answer = empty(encoded.decode())
+        telling = reading.messages or not reading.up_to_date
+        answer = build(self.subscription, reading) if telling else empty(encoded.decode())
         outcome = Outcome(answer, encoded, reading.position, at_tail=reading.at_tail)
         version = sum(topic.version for topic in topics)
         if version != self._version or topics != self._topics or len(self._outcomes) >= _MOST_OUTCOMES:

@@ -1,9 +1,9 @@
 """The lane: a connection between two polls and while it is parked, without the HTTP framework.
 
-Theory of operation. aiohttp spends most of a poll's CPU time on parsing and routing a head that it has seen before, and most of a
-parked poll's memory on objects that wait. So a connection whose poll is armed (see `arming`) leaves aiohttp: its transport gets
-a `Lane` as its protocol, and the handler that aiohttp ran for it ends. From then on the lane compares what comes in with the
-armed head, and answers 200 and 204 by itself. Whatever is not exactly that (another head, a body, two heads at once, a limit
+Theory of operation. aiohttp spends most of a poll's CPU time on parsing and routing a head that it has seen before, and most
+of a parked poll's memory on objects that wait. So a connection whose poll is armed (see `arming`) leaves aiohttp: its transport
+gets a `Lane` as its protocol, and the handler that aiohttp ran for it ends. From then on the lane compares what comes in with
+the armed head, and answers 200 and 204 by itself. Whatever is not exactly that (another head, a body, two heads at once, a limit
 that is reached, a token that has ended, a cursor that needs the archive) is *replayed*: a fresh aiohttp connection gets the
 transport and the bytes, as if nobody had looked at them before.
 

@@ -1,13 +1,13 @@
 """All lanes of the process: what their polls come to, their answers in slices, their clocks, their end.
 
-Theory of operation. A poll is *looked at* by its crowd (`crowd`): there is something to tell, and the lane is answered at once; or
-there is nothing, and it joins the crowd's cohort. When the hub wakes a cohort, it is delivered in slices of a few milliseconds,
-between which the loop turns, so that a broadcast to many thousands delays nobody else. Each slice reads for itself: records that
-came meanwhile go out with it.
+Theory of operation. A poll is *looked at* by its crowd (`crowd`): there is something to tell, and the lane is answered at once;
+or there is nothing, and it joins the crowd's cohort. When the hub wakes a cohort, it is delivered in slices of a few
+milliseconds, between which the loop turns, so that a broadcast to many thousands delays nobody else. Each slice reads for
+itself: records that came meanwhile go out with it.
 
 Nothing here costs a timer for each poll. The members of a cohort came in order and wait equally long, so only the first one's
-deadline is watched, by a wheel of coarse ticks. A token that ends before its wait does is noted by itself. Lanes without a poll,
-or with half a head, or whose client does not read, are found by a sweep over all lanes once a second.
+deadline is watched, by a wheel of coarse ticks. A token that ends before its wait does is noted by itself. Lanes without a
+poll, or with half a head, or whose client does not read, are found by a sweep over all lanes once a second.
 
 What aiohttp's side would count and log for each answer is counted here for each slice: equal answers are one addition.
 """
@@ -290,7 +290,7 @@ class Lanes:
         if outcome.answer.body or not crowd.wait:
             self._send(lane, outcome.data(crowd), now)
             why = RECORDS if outcome.answer.body else TIMEOUT
-            self._account((lane,), crowd, outcome, why, now)
+            self._account((lane,), outcome, why, now)
             return
         cohort = crowd.cohort
         if not outcome.at_tail or cohort is None or not cohort.parked:
@@ -334,7 +334,7 @@ class Lanes:
         lane.since = now
         try:
             lane.transport.write(data)
-        except Exception:
+        except Exception:  # noqa: BLE001
             # One connection's failing write must not end the slice for all others.
             _log.exception("an answer could not be written")
             lane.transport.abort()
@@ -388,7 +388,7 @@ class Lanes:
             until = 0.0
         self._slots.held -= len(done)
         now = self._clock()
-        self._account(done, crowd, outcome, delivery.why, now)
+        self._account(done, outcome, delivery.why, now)
         for lane in done:
             lane.since = now
             if closing:
@@ -531,7 +531,7 @@ class Lanes:
     async def close(self) -> None:
         """Close all connections, those of parked polls once they have their answer."""
         await self.drain(0.0)
-        while self._queue:
+        while self._queue:  # noqa: ASYNC110  # the queue empties itself, a slice a turn
             await asyncio.sleep(0)
         for lane in list(self._lanes):
             lane.transport.close()
@@ -545,7 +545,7 @@ class Lanes:
             for label in labels:
                 yield Reading("gateway_parked_waiters", (label,), count)
 
-    def _account(self, lanes: Iterable[Lane], crowd: Crowd, outcome: Outcome, why: Why, now: float) -> None:
+    def _account(self, lanes: Iterable[Lane], outcome: Outcome, why: Why, now: float) -> None:
         """Count and log equal answers to some lanes."""
         answer, lanes = outcome.answer, list(lanes)
         if why in (RECORDS, CHANGED):

@@ -121,7 +121,7 @@ class Connection(RequestHandler):
     # --- giving the connection away ---
 
     def sole_head(self) -> bytes | None:
-        """Return the head of the request under way, if it and nothing else came in since the last answer and all of that is out."""
+        """Return the head of the request under way; None if anything else came in since the last answer, or that is not out."""
         head, transport = self._head, self.transport
         if head is None or transport is None or self._messages or self._force_close or self._close:
             return None

@@ -50,6 +50,7 @@ def measure(serve: ServerContext, setting: Setting, *, clients: int, size: int, 
         source(server.sink, setting.directory) as messages,
         fleet(server.plan, setting.directory) as crowd,
     ):
+        server.check_burst(clients)
         before = server.cpu()["server"]
         connected = crowd.connect()
         server.settle()

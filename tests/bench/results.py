@@ -20,6 +20,7 @@ class Results:
 
     def __init__(self, broker: str) -> None:
         self._broker = broker
+        self._run = machine.date()
         self.rows: list[Row] = []
 
     def add(self, scenario: str, server: str, parameters: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
@@ -30,6 +31,7 @@ class Results:
             "parameters": dict(parameters),
             "figures": dict(figures),
             "broker": self._broker,
+            "run": self._run,
             "date": machine.date(),
             "machine": machine.facts(),
         }

@@ -56,8 +56,21 @@ class Running:
     """What the server tells about itself; empty where it tells nothing."""
     asking: Callable[[str, int, str], Plan] | None = None
     """Make a plan for another channel, so many clients, and further query parameters."""
+    most_at_once: int | None = None
+    """Polls that may come at the same time, where more are refused in part."""
     history: Mapping[str, Any] | None = None
     """What the producer gets to fill the channel `history`."""
+
+    def bears(self, clients: int) -> bool:
+        """Say whether so many clients can ask at the same time."""
+        return self.most_at_once is None or clients <= self.most_at_once
+
+    def check_burst(self, clients: int) -> None:
+        """Raise Missing where they cannot."""
+        if not self.bears(clients):
+            raise Missing(
+                f"it refuses many of {clients:,} polls that come at the same time (502), so it is measured with fewer"
+            )
 
     @property
     def tree(self) -> list[int]:

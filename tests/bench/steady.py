@@ -44,6 +44,7 @@ def measure(
         source(server.sink, setting.directory) as messages,
         fleet(server.plan, setting.directory) as crowd,
     ):
+        server.check_burst(clients)
         crowd.connect()
         server.settle()
         last = 1 if keyed else warm_up

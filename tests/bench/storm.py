@@ -32,6 +32,7 @@ def measure(serve: ServerContext, setting: Setting, *, clients: int) -> dict[str
         source(server.sink, setting.directory) as messages,
         fleet(server.plan, setting.directory) as crowd,
     ):
+        server.check_burst(clients)
         crowd.connect()
         server.settle()
         for number in range(1, WARM_UP + 1):
