@@ -252,7 +252,7 @@ class Slots:
         return 0 if holder is None else int(holder.held)
 
     def holder(self, principal: Hashable) -> Holder:
-        """Return the principal's count, to be kept and given to `acquire_for` and `release_of`."""
+        """Return the principal's count, to be kept: who keeps it and finds room may add to it, and to `held`, by himself."""
         holder = self._holders.get(principal)
         if holder is None:
             if len(self._holders) >= self._sweep_at:
@@ -270,20 +270,12 @@ class Slots:
         holder.held += 1
         self.held += 1
 
-    def acquire_for(self, holder: Holder) -> bool:
-        """Take a slot; False if there is none, or if the holder was dropped (ask again)."""
-        if holder.held >= self.quota or self.held >= self.total:
-            return False
-        holder.held += 1
-        self.held += 1
-        return True
-
     def release(self, principal: Hashable) -> None:
         """Give a slot back; each acquire has exactly one release."""
         self.release_of(self.holder(principal))
 
     def release_of(self, holder: Holder) -> None:
-        """Give a slot back that `acquire_for` took."""
+        """Give back a slot of a holder."""
         if holder.held < 1 or holder.dropped:
             # A second release would quietly hand out more than `total` slots for the rest of the process's life.
             raise AssertionError("released a slot that was not held")

@@ -29,6 +29,8 @@ T = TypeVar("T")
 ISSUER, OTHER_ISSUER = "https://id.test/", "https://other.test/"
 SECRET, OTHER_SECRET = "the secret of the tests, which is long enough", "another secret, and that is long enough as well"
 
+FORCE_CLOSE = True
+
 TOPICS = {"news": 2, "notes": 1, "blobs": 1, "chat": 3, "inbox": 2}
 
 CONFIG = """
@@ -154,7 +156,7 @@ class Live:
 
     async def parked(self, count: int = 1) -> None:
         """Wait until so many polls are parked."""
-        await eventually(lambda: self.gateway.hub.parked == count)
+        await eventually(lambda: parked(self.gateway) == count)
 
     async def publish(
         self,
@@ -180,6 +182,11 @@ class Live:
         return await self.ask("GET", "/readyz", port=self.gateway.admin_port)
 
 
+def parked(gateway: Gateway) -> int:
+    """Return how many polls are parked, on lanes and elsewhere."""
+    return len(gateway.hub.waiters()) + sum(lane.cohort is not None for lane in gateway.lanes._lanes)
+
+
 def _shown(sample: Any) -> str:
     labels = ",".join(value for _, value in sorted(sample.labels.items()))
     return f"{sample.name}{{{labels}}}" if labels else str(sample.name)
@@ -187,8 +194,8 @@ def _shown(sample: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a client session that never waits longer than a test may, with a connection for each request."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    """Open a client session that never waits longer than a test may, with a connection for each request (`FORCE_CLOSE`)."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=FORCE_CLOSE)
     timeout = aiohttp.ClientTimeout(total=20)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
         yield session

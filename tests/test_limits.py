@@ -13,8 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.errors import Forbidden, Overloaded, RateLimited, TooManyPolls
 from gateway.limits import (
+    _SWEEP_AT,
     CONCURRENT,
+    UNLIMITED,
     Decision,
+    Holder,
     NegativeCache,
     Policy,
     Slots,
@@ -179,6 +182,83 @@ class TestBoundedTable:
         assert buckets._floor == pytest.approx(1.0)
 
 
+class TestKeptBuckets:
+    def test_a_kept_bucket_is_the_one_of_the_table(self) -> None:
+        """Who keeps it and who asks by key take from the same tokens."""
+        buckets = TokenBuckets("polls", quota=3, window=30)
+        buckets.check("a", 0.0)
+        kept = buckets.bucket("a", 0.0)
+        assert buckets.bucket("a", 0.0) is kept
+        assert repr(kept) == "Bucket(full at 10)"
+        assert buckets.take_one(kept, 0.0)
+        assert drained(buckets, "a", 0.0) == 1
+        assert not buckets.take_one(kept, 0.0)
+
+    def test_a_fresh_one_is_full(self) -> None:
+        """And it refills like all others."""
+        buckets = TokenBuckets("polls", quota=2, window=20)
+        kept = buckets.bucket("a", 0.0)
+        assert [buckets.take_one(kept, now) for now in (0.0, 0.0, 9.0, 10.0, 10.0)] == [True, True, False, True, False]
+
+    def test_what_is_given_back_was_never_taken(self) -> None:
+        """As where a second limit refuses what the first one let pass."""
+        buckets = TokenBuckets("polls", quota=1, window=30)
+        kept = buckets.bucket("a", 0.0)
+        for _ in range(3):
+            assert buckets.take_one(kept, 5.0)
+            buckets.give_back(kept)
+        assert drained(buckets, "a", 5.0) == 1
+
+    def test_a_kept_bucket_stays_though_it_is_full(self) -> None:
+        """One that nobody keeps goes as soon as it is full again; this one would have to be asked for again."""
+        buckets = TokenBuckets("polls", quota=2, window=2)
+        kept = buckets.bucket("kept", 0.0)
+        buckets.check("idle", 0.0)
+        for key in range(4):
+            buckets.check(key, 5.0)
+        assert set(buckets._buckets) == {"kept", 0, 1, 2, 3}
+        assert not kept.dropped
+
+    def test_a_kept_bucket_that_had_to_give_way_says_no(self) -> None:
+        """Its keeper asks the table again, and gets what the table has for the key now."""
+        buckets = TokenBuckets("polls", quota=10, window=10, bound=1)
+        kept = buckets.bucket("a", 0.0)
+        buckets.check("b", 0.0)
+        assert kept.dropped
+        assert not buckets.take_one(kept, 1_000.0)
+        buckets.give_back(kept)
+        assert kept.dropped
+        again = buckets.bucket("a", 0.0)
+        assert again is not kept
+        assert buckets.take_one(again, 0.0)
+
+    def test_asking_for_a_bucket_heeds_the_bound(self) -> None:
+        """Also where all are kept: the fullest gives way."""
+        buckets = TokenBuckets("polls", quota=10, window=10, bound=4)
+        kept = [buckets.bucket(key, 0.0) for key in range(5)]
+        assert len(buckets) == 4
+        assert [bucket.dropped for bucket in kept].count(True) == 1
+
+    def test_an_emptied_key_does_not_come_back_full(self) -> None:
+        """Pushing a kept bucket out of the table fills it no more than pushing out another."""
+        buckets = TokenBuckets("polls", quota=100, window=100, bound=1)
+        kept = buckets.bucket("a", 0.0)
+        for _ in range(100):
+            assert buckets.take_one(kept, 0.0)
+        buckets.check("flood", 0.0)
+        again = buckets.bucket("a", 0.0)
+        assert buckets.take_one(again, 0.0)
+        assert not buckets.take_one(again, 0.0)
+
+    def test_without_a_limit_everybody_has_one_bucket_that_is_always_full(self) -> None:
+        """However often and when it is asked; nothing is remembered of anybody."""
+        bucket = UNLIMITED.bucket("a", 5.0)
+        assert UNLIMITED.bucket("b", 1.0) is bucket
+        assert all(UNLIMITED.take_one(bucket, now) for now in (5.0, 5.0, 1e9, 1.0))
+        UNLIMITED.give_back(bucket)
+        assert (len(UNLIMITED), UNLIMITED.interval, UNLIMITED.reach) == (0, 0.0, math.inf)
+
+
 @dataclass
 class Bucket:
     """The naive reference: tokens as an exact fraction, refilled at each look."""
@@ -222,6 +302,16 @@ class BucketModel(RuleBasedStateMachine):
         assert decision.reset == pytest.approx(float((self.quota - bucket.tokens) * 2), abs=0.01)
         missing = (min(cost, self.quota) - bucket.tokens) * 2
         assert decision.retry_after == (0 if decision.allowed else pytest.approx(float(missing), abs=0.01))
+
+    @rule(key=st.integers(0, 20), back=st.booleans())
+    def take_one(self, key: int, back: bool) -> None:
+        bucket = self.naive.setdefault(key, Bucket(self.quota, self.window, Fraction(self.quota), self.now))
+        kept = self.buckets.bucket(key, float(self.now))
+        allowed = self.buckets.take_one(kept, float(self.now))
+        assert allowed == bucket.take(self.now, 1)
+        if allowed and back:
+            self.buckets.give_back(kept)
+            bucket.tokens += 1
 
     @invariant()
     def nothing_was_evicted(self) -> None:
@@ -290,6 +380,51 @@ class TestSlots:
         with pytest.raises(AssertionError, match="not held"):
             Slots(quota=1, total=1).release("a")
 
+    def test_a_kept_holder_is_the_one_of_the_table(self) -> None:
+        """Who keeps it counts in it, and others see that."""
+        slots = Slots(quota=2, total=10)
+        holder = slots.holder("a")
+        assert (len(slots), holder.held, holder.dropped) == (1, 0, False)
+        slots.acquire("a")
+        assert slots.holder("a") is holder
+        holder.held += 1
+        slots.held += 1
+        with pytest.raises(TooManyPolls):
+            slots.acquire("a")
+        slots.release_of(holder)
+        slots.release("a")
+        assert (slots.held, slots.of("a")) == (0, 0)
+        with pytest.raises(AssertionError, match="not held"):
+            slots.release_of(holder)
+
+    def test_who_holds_nothing_is_dropped_now_and_then(self) -> None:
+        """Once a thousand have come, and again when there are a thousand more than twice those who were left."""
+        slots = Slots(quota=1, total=5_000)
+        idle = slots.holder("idle")
+        for principal in range(_SWEEP_AT - 1):
+            slots.acquire(principal)
+        assert (len(slots), idle.dropped) == (_SWEEP_AT, False)
+        slots.acquire("one more")
+        assert (len(slots), idle.dropped) == (_SWEEP_AT, True)
+        assert slots.of("idle") == 0
+        for number in range(2 * (_SWEEP_AT - 1)):
+            slots.holder(("idle", number))
+        assert len(slots) == _SWEEP_AT + 2 * (_SWEEP_AT - 1)
+        slots.holder("another")
+        assert len(slots) == _SWEEP_AT + 1
+        assert slots.held == _SWEEP_AT
+
+    def test_a_dropped_holder_is_beyond_every_quota(self) -> None:
+        """Its keeper asks the table again; it can neither be taken from nor given to."""
+        slots = Slots(quota=10, total=10)
+        holder = slots.holder("a")
+        slots._sweep()
+        assert holder.dropped
+        assert holder.held > slots.quota
+        with pytest.raises(AssertionError, match="not held"):
+            slots.release_of(holder)
+        assert slots.holder("a") is not holder
+
 
 class SlotsModel(RuleBasedStateMachine):
     """Slots against a plain list of holders."""
@@ -298,6 +433,7 @@ class SlotsModel(RuleBasedStateMachine):
         super().__init__()
         self.slots = Slots(quota=3, total=7)
         self.holders: list[str] = []
+        self.kept: dict[str, Holder] = {}
 
     @rule(who=st.sampled_from("abcd"))
     def acquire(self, who: str) -> None:
@@ -310,6 +446,22 @@ class SlotsModel(RuleBasedStateMachine):
         else:
             self.holders.append(who)
             assert self.holders.count(who) <= 3
+
+    @rule(who=st.sampled_from("abcd"))
+    def acquire_by_holder(self, who: str) -> None:
+        holder = self.kept.get(who)
+        if holder is None or holder.dropped:
+            holder = self.kept[who] = self.slots.holder(who)
+        if holder.held < self.slots.quota and self.slots.held < self.slots.total:
+            holder.held += 1
+            self.slots.held += 1
+            self.holders.append(who)
+            assert self.holders.count(who) <= 3
+
+    @rule()
+    def sweep(self) -> None:
+        self.slots._sweep()
+        assert len(self.slots) == len(set(self.holders))
 
     @precondition(lambda self: self.holders)
     @rule(index=st.integers(0, 6))

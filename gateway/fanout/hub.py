@@ -22,9 +22,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from gateway.fanout.cursor import Position, TopicPosition, id_hash
+from gateway.fanout.moves import Move, Moves
 from gateway.fanout.tail import Tail
 from gateway.records import Record
 
@@ -82,9 +84,22 @@ class Topic:
 
     `position` is where all its tails end, replaced and never changed, so that moments can keep it. `partition_count` is 0
     until the topic is known to exist. `version` counts changes of any kind. `last_polled` belongs to the feed (monotonic).
+    `was_keyed`: somebody has waited for a single key.
     """
 
-    __slots__ = ("keyed", "last_polled", "name", "partition_count", "position", "tails", "topic_id", "version", "whole")
+    __slots__ = (
+        "keyed",
+        "last_polled",
+        "moves",
+        "name",
+        "partition_count",
+        "position",
+        "tails",
+        "topic_id",
+        "version",
+        "was_keyed",
+        "whole",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,6 +111,8 @@ class Topic:
         self.last_polled = 0.0
         self.whole: dict[Waiter, None] = {}
         self.keyed: dict[bytes, dict[Waiter, None]] = {}
+        self.was_keyed = False
+        self.moves = Moves()
 
     def __repr__(self) -> str:
         return f"<Topic {self.name} {self.tails} parked={self.parked}>"
@@ -152,7 +169,10 @@ class Hub:
 
     def create(self, name: str) -> Topic:
         """Begin to follow a topic; the one that is there already, if any."""
-        return self.topics.setdefault(name, Topic(name))
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(name)
+        return topic
 
     def describe(self, name: str, *, topic_id: bytes | None, partitions: int) -> None:
         """Note a topic's id (16 bytes, or None) and number of partitions (0: there is no such topic now).
@@ -172,6 +192,7 @@ class Hub:
         topic.partition_count = partitions
         topic.position = TopicPosition(known or before.id_hash, topic.position.offsets)
         topic.version += 1
+        topic.moves.clear()
         self._wake_topic(topic, {**self.moment(), name: before}, CHANGED)
 
     def open(self, name: str, partition: int, *, start: int, log_start: int) -> None:
@@ -185,6 +206,7 @@ class Hub:
         topic.tails[partition] = Tail(start=start, log_start=log_start)
         topic.partition_count = max(topic.partition_count, partition + 1)
         topic.moved({**topic.position.offsets, partition: start})
+        topic.moves.clear()
         self._wake_topic(topic, {**self.moment(), name: before}, CHANGED)
 
     def append(self, name: str, partition: int, records: Sequence[Record], *, end: int, log_start: int) -> int:
@@ -200,10 +222,16 @@ class Hub:
         before, cost = topic.position, tail.cost
         fresh = tail.append(records, end=end, log_start=log_start)
         self.cost += tail.cost - cost
+        woken = 0
         if tail.end != before.offsets[partition]:
             topic.moved({**before.offsets, partition: tail.end})
-        woken = self._wake_readers(topic, partition, fresh, before) if fresh else 0
-        self._shrink(tail)
+            if any(record.until is not None for record in fresh):
+                topic.moves.clear()
+                move = Move(0, before, partition, fresh)
+            else:
+                move = topic.moves.add(before, partition, fresh, keyed=topic.was_keyed)
+            woken = self._wake_readers(topic, move) if fresh else 0
+        self._shrink(topic, partition, tail)
         return woken
 
     def close(self, name: str, partition: int) -> None:
@@ -237,8 +265,11 @@ class Hub:
         waiter.parked = True
         for interest in waiter.interests:
             topic = self.create(interest.topic)
-            index = topic.whole if interest.key is None else topic.keyed.setdefault(interest.key, {})
-            index[waiter] = None
+            if interest.key is None:
+                topic.whole[waiter] = None
+            else:
+                topic.was_keyed = True
+                topic.keyed.setdefault(interest.key, {})[waiter] = None
         tick = 0 if deadline is None else max(int(deadline / TICK) + 1, self._wheel_at)
         waiter._deadline_tick = tick  # noqa: SLF001  # the hub owns the slot
         if tick:
@@ -282,8 +313,9 @@ class Hub:
 
     # --- inside ---
 
-    def _wake_readers(self, topic: Topic, partition: int, fresh: Sequence[Record], before: TopicPosition) -> int:
+    def _wake_readers(self, topic: Topic, move: Move) -> int:
         woken: dict[Waiter, None] = {}
+        partition, fresh, before = move.partition, move.records, move.before
         last = fresh[-1].offset
         if topic.keyed and any(record.until is not None for record in fresh):
             woken.update(dict.fromkeys(waiter for waiter in topic.waiters() if waiter.may_read(topic.name, partition, last)))
@@ -291,9 +323,9 @@ class Hub:
             if waiter.may_read(topic.name, partition, last):
                 woken[waiter] = None
         if topic.keyed:
-            for key, last in {record.key: record.offset for record in fresh if record.key is not None}.items():
+            for key, records in move.by_key.items():
                 for waiter in topic.keyed.get(key, ()):
-                    if waiter.may_read(topic.name, partition, last):
+                    if waiter.may_read(topic.name, partition, records[-1].offset):
                         woken[waiter] = None
         if woken:
             self._wake(list(woken), {**self.moment(), topic.name: before}, RECORDS)
@@ -347,13 +379,20 @@ class Hub:
             if tail is not None:
                 self.cost -= tail.cost
                 topic.moved({p: end for p, end in topic.position.offsets.items() if p != partition})
+                topic.moves.clear()
 
-    def _shrink(self, tail: Tail) -> None:
+    def _shrink(self, topic: Topic, partition: int, tail: Tail) -> None:
         if tail.cost > self._tail_budget:
-            self.cost -= tail.evict(tail.cost - self._tail_budget + self._tail_budget // _EVICT_SHARE)
+            self._evict(topic, partition, tail.cost - self._tail_budget + self._tail_budget // _EVICT_SHARE)
         while self.cost > self._budget:
-            largest = max((t for topic in self.topics.values() for t in topic.tails.values()), key=lambda t: t.cost)
-            self.cost -= largest.evict(max(self.cost - self._budget, largest.cost // _EVICT_SHARE))
+            tails = ((t.cost, p, other) for other in self.topics.values() for p, t in other.tails.items())
+            cost, at, largest = max(tails, key=itemgetter(0))
+            self._evict(largest, at, max(self.cost - self._budget, cost // _EVICT_SHARE))
+
+    def _evict(self, topic: Topic, partition: int, cost: int) -> None:
+        tail = topic.tails[partition]
+        self.cost -= tail.evict(cost)
+        topic.moves.drop_evicted(partition, tail.start)
 
 
 def advance(position: Position, moment: Mapping[str, TopicPosition]) -> dict[str, TopicPosition]:

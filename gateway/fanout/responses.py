@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Hashable
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from gateway import wire
@@ -22,8 +22,8 @@ class Answer:
 
     cursor: str
     body: bytes
-    delivered: Counter[str]
-    lost: Counter[str]
+    delivered: Mapping[str, int]
+    lost: Mapping[str, int]
     timestamps_ms: tuple[int, ...]
 
     @property
@@ -34,12 +34,12 @@ class Answer:
 
 def empty(cursor: str) -> Answer:
     """Return the answer of a poll that got nothing (204)."""
-    return Answer(cursor, b"", Counter(), Counter(), ())
+    return Answer(cursor, b"", {}, {}, ())
 
 
-def build(subscription: Subscription, reading: Reading) -> Answer:
-    """Encode a reading that has something to tell (200)."""
-    cursor = encode(reading.position)
+def build(subscription: Subscription, reading: Reading, cursor: str | None = None) -> Answer:
+    """Encode a reading that has something to tell (200). `cursor` is its position's, where the caller has it already."""
+    cursor = encode(reading.position) if cursor is None else cursor
     messages = [
         wire.message(m.record, m.partition, m.selection.channel, m.selection.format, m.selection.headers)
         if subscription.view == "full"
@@ -47,13 +47,18 @@ def build(subscription: Subscription, reading: Reading) -> Answer:
         for m in reading.messages
     ]
     body = wire.answer(cursor, messages, [entry.document() for entry in reading.lost], up_to_date=reading.up_to_date)
-    lost: Counter[str] = Counter()
+    delivered: dict[str, int] = {}
+    for m in reading.messages:
+        pattern = m.selection.pattern
+        delivered[pattern] = delivered.get(pattern, 0) + 1
+    lost: dict[str, int] = {}
     for entry in reading.lost:
-        lost[entry.selection.pattern] += entry.end - entry.start
+        pattern = entry.selection.pattern
+        lost[pattern] = lost.get(pattern, 0) + entry.end - entry.start
     return Answer(
         cursor,
         body,
-        Counter(m.selection.pattern for m in reading.messages),
+        delivered,
         lost,
         tuple(m.record.timestamp_ms for m in reading.messages if m.record.timestamp_ms is not None),
     )

@@ -20,8 +20,10 @@ from gateway.errors import GatewayError
 from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode
 from gateway.fanout.hub import Hub, Topic, Waiter, advance
 from gateway.fanout.reader import Reader
+from gateway.fanout.reading import Message, Reading
 from gateway.fanout.responses import Answer, build, empty
-from gateway.fanout.subscription import Subscription
+from gateway.fanout.subscription import Selection, Subscription
+from gateway.records import Record
 from gateway.wire import MAX_LINKED_CURSOR
 
 CURSOR = "\0"
@@ -60,19 +62,34 @@ class Dates:
         return self._second, self._line
 
 
+class End:
+    """Where the tails of one topic end: after the move with this number."""
+
+    __slots__ = ("cursor", "nothing", "number", "position", "topic")
+
+    def __init__(self, topic: Topic, number: int) -> None:
+        self.topic = topic
+        self.number = number
+        self.position: Position = {topic.name: topic.position}
+        self.cursor = encode(self.position).encode()
+        self.nothing = Outcome(empty(self.cursor.decode()), self.cursor, self.position, at_tail=True)
+
+
 class Places:
     """Positions by the cursor that stands for them: most cursors come back soon after they were given."""
 
     def __init__(self, most: int = _MOST_PLACES) -> None:
         self._most = most
         self._known: dict[bytes, Position] = {}
+        self._ends: dict[bytes, End] = {}
+        self._newest: dict[str, End] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
     def position(self, cursor: bytes, topics: tuple[str, ...]) -> Position | None:
         """Return the position that a cursor gives a subscription; None if it is none, or lacks one of the topics."""
-        known = self._known.get(cursor)
+        known = self._known.get(cursor) or (self._ends[cursor].position if cursor in self._ends else None)
         if known is None:
             try:
                 known = bind(decode(cursor.decode("ascii")), topics)
@@ -80,6 +97,20 @@ class Places:
                 return None
             self._keep(cursor, known)
         return known if known.keys() == set(topics) else self._bound(cursor, topics)
+
+    def end(self, topic: Topic) -> End:
+        """Return where the tails of a topic end now, and expect its cursor back."""
+        end = self._newest.get(topic.name)
+        if end is None or end.position[topic.name] is not topic.position:
+            end = self._newest[topic.name] = End(topic, topic.moves.number)
+            if len(self._ends) >= self._most:
+                self._ends.clear()
+            self._ends[end.cursor] = end
+        return end
+
+    def end_at(self, cursor: bytes) -> End | None:
+        """Return the end of a topic's tails, now or lately, that a cursor stands for; None if it stands for something else."""
+        return self._ends.get(cursor)
 
     def cursor(self, position: Position) -> bytes:
         """Return the cursor of a position, and expect it back."""
@@ -104,7 +135,7 @@ class Places:
 class Outcome:
     """What a poll comes to: an answer with a body, or (204) an empty one. `at_tail` as in `fanout.reading.Reading`."""
 
-    __slots__ = ("_data", "_second", "answer", "at_tail", "cursor", "position")
+    __slots__ = ("_crowd", "_data", "_second", "answer", "at_tail", "cursor", "position")
 
     def __init__(self, answer: Answer, cursor: bytes, position: Position, *, at_tail: bool) -> None:
         self.answer = answer
@@ -113,6 +144,7 @@ class Outcome:
         self.at_tail = at_tail
         self._data = b""
         self._second = -1
+        self._crowd: Crowd | None = None
 
     @property
     def status(self) -> int:
@@ -122,8 +154,8 @@ class Outcome:
     def data(self, crowd: Crowd) -> bytes:
         """Return the answer as it goes to everybody of the crowd in this second."""
         second, date = crowd.dates.line()
-        if second != self._second:
-            self._second = second
+        if second != self._second or crowd is not self._crowd:
+            self._second, self._crowd = second, crowd
             body = self.answer.body
             length = b"Content-Length: %d\r\n" % len(body) if body else b""
             self._data = b"".join((crowd.head(self.status, self.cursor), length, date, body))
@@ -194,6 +226,9 @@ class Crowd:
         self._topics: list[Topic] = []
         self._version = -1
         self._outcomes: dict[bytes, Outcome] = {}
+        selections = shape.subscription.selections
+        # The one thing that is read, if it is one and all partitions are read for it.
+        self._sole = selections[0] if len(selections) == 1 and selections[0].partitioner is None else None
 
     __slots__ = (
         "__weakref__",
@@ -203,6 +238,7 @@ class Crowd:
         "_outcomes",
         "_places",
         "_reader",
+        "_sole",
         "_topics",
         "_version",
         "cohort",
@@ -224,12 +260,48 @@ class Crowd:
 
     def look(self, cursor: bytes, now: float) -> Outcome | None:
         """Find out what a poll with this cursor comes to. None where the tails alone cannot tell, or the cursor is none."""
+        end = self._places.end_at(cursor)
+        if (
+            end is not None
+            and self._sole is not None
+            and (found := self._lately(self._sole, end.topic, end.number)) is not None
+        ):
+            return found
         position = self._places.position(cursor, self.subscription.topics)
         return None if position is None else self._found(cursor, position, now)
 
     def look_from(self, position: Position, now: float) -> Outcome | None:
         """Find out what somebody at a position is to be told; None where the tails alone cannot tell."""
+        sole = self._sole
+        topic = None if sole is None else self._hub.topic(sole.topic)
+        if sole is not None and topic is not None:
+            number = topic.moves.number_at(position[sole.topic], topic.position)
+            if number is not None and (found := self._lately(sole, topic, number)) is not None:
+                return found
         return self._found(self._places.cursor(position), position, now)
+
+    def _lately(self, sole: Selection, topic: Topic, number: int) -> Outcome | None:
+        """Tell from a topic's last moves what there is after the one with this number; None if they cannot tell."""
+        moves = topic.moves
+        if topic.name != sole.topic or self._hub.topic(sole.topic) is not topic or not moves.knows(number):
+            return None
+        end = self._places.end(topic)
+        if moves.quiet(sole.key, number):
+            return end.nothing
+        partition, records = -1, list[Record]()
+        for move in moves.since(number):
+            found = move.of(sole.key)
+            if found and partition not in (-1, move.partition):
+                return None  # to be merged by their time
+            partition = move.partition if found else partition
+            records += found
+        if len(records) > self.subscription.limit or sum(len(r.value or b"") for r in records) > self.subscription.max_bytes:
+            return None
+        if not records:
+            return end.nothing
+        messages = [Message(record, sole, partition) for record in records]
+        reading = Reading(messages, end.position, [], up_to_date=True, at_tail=True, scanned=0)
+        return Outcome(build(self.subscription, reading, end.cursor.decode()), end.cursor, end.position, at_tail=True)
 
     def _found(self, cursor: bytes, position: Position, now: float) -> Outcome | None:
         """Look, and keep what was found, by its cursor."""

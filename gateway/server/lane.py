@@ -3,9 +3,9 @@
 Theory of operation. aiohttp spends most of a poll's CPU time on parsing and routing a head that it has seen before, and most
 of a parked poll's memory on objects that wait. So a connection whose poll is armed (see `arming`) leaves aiohttp: its transport
 gets a `Lane` as its protocol, and the handler that aiohttp ran for it ends. From then on the lane compares what comes in with
-the armed head, and answers 200 and 204 by itself. Whatever is not exactly that (another head, a body, two heads at once, a limit
-that is reached, a token that has ended, a cursor that needs the archive) is *replayed*: a fresh aiohttp connection gets the
-transport and the bytes, as if nobody had looked at them before.
+the armed head, and answers 200 and 204 by itself. Whatever is not exactly that (another head, a body, two heads at once, a
+limit that is reached, a token that has ended, a cursor that needs the archive) is *replayed*: a fresh aiohttp connection gets
+the transport and the bytes, as if nobody had looked at them before.
 
 One answer is outstanding per lane: what comes in meanwhile is kept, up to the bound of a head. While the socket does not take
 an answer whole, the lane neither reads on nor replays, for aiohttp's flow control expects an empty write buffer.
@@ -99,9 +99,8 @@ class Lane(asyncio.Protocol):
             self._take(data)
 
     def pause_writing(self) -> None:
-        """Note that the socket does not take all."""
+        """Note that the socket does not take all; `since` is when that was written."""
         self.stuck = True
-        self.since = self._keeper.now()
 
     def resume_writing(self) -> None:
         """Go on: the answer is out."""
@@ -126,7 +125,8 @@ class Lane(asyncio.Protocol):
         """Give the connection back to aiohttp, with what it is to read first."""
         keeper, transport = self._keeper, self.transport
         keeper.left(self)
-        self._held = b""
+        # What came in while it was parked is the next request.
+        data, self._held = data + self._held, b""
         connection = keeper.connection()
         transport.set_write_buffer_limits()
         transport.set_protocol(connection)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,12 +32,12 @@ from gateway.fanout.subscription import Subscription
 from gateway.limits import UNLIMITED, Slots, TokenBuckets
 from gateway.metrics import Metrics, Reading
 from gateway.server.accesslog import AccessLog
+from gateway.server.accounts import Accounts
 from gateway.server.address import bucket_key
 from gateway.server.admission import LEAST_HOLD
 from gateway.server.arming import Armed, Arming, Cut
 from gateway.server.crowd import Cohort, Crowd, Dates, Outcome, Places, Shape
 from gateway.server.lane import Handover, Lane
-from gateway.server.middleware import CLOSED_BY_CLIENT
 from gateway.server.parking import DRAINED, EXPIRED, REVOKED
 from gateway.server.protocol import Connection
 
@@ -106,16 +105,16 @@ class Lanes:
         self._hub = hub
         self._reader = reader
         self._arming = arming
-        self._polls = polls or UNLIMITED
-        self._addresses = addresses or UNLIMITED
+        # A table that is still empty is false.
+        self._polls = UNLIMITED if polls is None else polls
+        self._addresses = UNLIMITED if addresses is None else addresses
         self._interval, self._reach = self._polls.interval, self._polls.reach
         self._address_interval, self._address_reach = self._addresses.interval, self._addresses.reach
         self._slots = slots
-        self._metrics = metrics
-        self._access_log = access_log
-        self._route = route
+        self._accounts = Accounts(metrics, access_log, route=route, unix_clock=unix_clock)
         self._keepalive = keepalive
         self._head_timeout = head_timeout
+        self._least_idle = min(keepalive, head_timeout, STUCK_SECONDS)
         self._clock = clock
         self._unix_clock = unix_clock
         self._offset = unix_clock() - clock()
@@ -129,7 +128,6 @@ class Lanes:
         self._early: dict[int, list[tuple[Lane, Cohort]]] = {}
         self._tick = int(clock() / TICK)
         self._sweep: list[Lane] = []
-        self._latency = metrics.record_latency.bind("poll")
         self._make_connection: Callable[[], asyncio.Protocol] | None = None
         self._draining = False
 
@@ -259,8 +257,7 @@ class Lanes:
         cohort = lane.cohort
         if cohort is not None:
             self._part(lane, cohort)
-            self._count(None, 1, 499, CLOSED_BY_CLIENT)
-            self._write_line(lane, 499, 0, CLOSED_BY_CLIENT, self._clock())
+            self._accounts.left(lane, self._clock())
 
     # --- a poll's fate ---
 
@@ -290,7 +287,7 @@ class Lanes:
         if outcome.answer.body or not crowd.wait:
             self._send(lane, outcome.data(crowd), now)
             why = RECORDS if outcome.answer.body else TIMEOUT
-            self._account((lane,), outcome, why, now)
+            self._accounts.answered((lane,), outcome, why, now)
             return
         cohort = crowd.cohort
         if not outcome.at_tail or cohort is None or not cohort.parked:
@@ -356,10 +353,11 @@ class Lanes:
         """Answer until the time of a slice is over, and schedule the next one if anything is left."""
         until = self._clock() + SLICE_SECONDS
         while self._queue:
-            if not self._portion(self._queue[0], until):
+            if self._portion(self._queue[0], until):
+                self._queue.popleft()
+            if self._queue and self._clock() > until:
                 asyncio.get_running_loop().call_soon(self._slice)
                 return
-            self._queue.popleft()
         self._scheduled = False
 
     def _portion(self, delivery: Delivery, until: float) -> bool:
@@ -367,7 +365,9 @@ class Lanes:
         crowd = delivery.cohort.crowd
         now = self._clock()
         outcome = self._outcome(delivery, crowd, now)
-        if outcome is None or (delivery.why in (RECORDS, CHANGED) and not outcome.answer.body):
+        if outcome is None:
+            return self._return(delivery, until)
+        if delivery.why in (RECORDS, CHANGED) and not outcome.answer.body:
             self._move(delivery, outcome, now)
             return True
         data = outcome.data(crowd)
@@ -388,7 +388,7 @@ class Lanes:
             until = 0.0
         self._slots.held -= len(done)
         now = self._clock()
-        self._account(done, outcome, delivery.why, now)
+        self._accounts.answered(done, outcome, delivery.why, now)
         for lane in done:
             lane.since = now
             if closing:
@@ -404,22 +404,34 @@ class Lanes:
             delivery.outcome = crowd.nothing(delivery.position)
         return delivery.outcome
 
-    def _move(self, delivery: Delivery, outcome: Outcome | None, now: float) -> None:
-        """Park lanes again for whom there was nothing, or (None) replay those whose place the tails hold no more."""
+    def _return(self, delivery: Delivery, until: float) -> bool:
+        """Replay some lanes whose place the tails hold no more, from where they stand; tell whether all are."""
+        cursor = self._places.cursor(delivery.position)
+        for lane in delivery.lanes:
+            if lane.cohort is not delivery.cohort:
+                continue
+            armed = lane.armed
+            self._part(lane, delivery.cohort)
+            self._addresses.give_back(armed.address_bucket)
+            self._polls.give_back(armed.bucket)
+            lane.replay(armed.head(cursor))
+            if self._clock() > until:
+                return False
+        return True
+
+    def _move(self, delivery: Delivery, outcome: Outcome, now: float) -> None:
+        """Park lanes again for whom there was nothing."""
         lanes = [lane for lane in delivery.lanes if lane.cohort is delivery.cohort]
-        if outcome is None:
-            cursor = self._places.cursor(delivery.position)
-            for lane in lanes:
-                self._part(lane, delivery.cohort)
-                lane.replay(lane.armed.head(cursor))
+        if not lanes:
             return
-        cohort = self._open(delivery.cohort.crowd, outcome.position, at_tail=outcome.at_tail) if lanes else delivery.cohort
+        cohort = self._open(delivery.cohort.crowd, outcome.position, at_tail=outcome.at_tail)
         for lane in lanes:
             lane.cohort = cohort
         cohort.members += lanes
-        if lanes:
-            self._set_alarm(cohort, max(now, lanes[0].since + cohort.crowd.wait))
-            self._early_again(lanes, cohort)
+        self._set_alarm(cohort, max(now, lanes[0].since + cohort.crowd.wait))
+        self._early_again(lanes, cohort)
+        # Those revoked on their way to an answer were passed over then.
+        self._end_all([lane for lane in lanes if lane.armed.void], DRAINED if self._draining else REVOKED)
 
     def _early_again(self, lanes: Iterable[Lane], cohort: Cohort) -> None:
         for lane in lanes:
@@ -486,12 +498,12 @@ class Lanes:
         share = len(self._lanes) // _SWEEPS + 1
         for lane in self._sweep[-share:]:
             idle = now - lane.since
-            if lane.cohort is not None or idle < self._head_timeout or lane not in self._lanes:
+            if lane.cohort is not None or idle < self._least_idle or lane not in self._lanes:
                 continue
             if lane.stuck:
                 if idle >= STUCK_SECONDS:
                     lane.transport.abort()
-            elif lane.holds or idle >= self._keepalive:
+            elif idle >= (self._head_timeout if lane.holds else self._keepalive):
                 lane.transport.close()
         del self._sweep[-share:]
 
@@ -544,46 +556,3 @@ class Lanes:
         for labels, count in parked.items():
             for label in labels:
                 yield Reading("gateway_parked_waiters", (label,), count)
-
-    def _account(self, lanes: Iterable[Lane], outcome: Outcome, why: Why, now: float) -> None:
-        """Count and log equal answers to some lanes."""
-        answer, lanes = outcome.answer, list(lanes)
-        if why in (RECORDS, CHANGED):
-            why = "messages" if answer.delivered else "progress"
-            now_ms = self._unix_clock() * 1_000
-            for timestamp_ms in answer.timestamps_ms:
-                self._latency.observe((now_ms - timestamp_ms) / 1_000, len(lanes))
-        elif why == TIMEOUT:
-            why = "empty"
-        self._count(outcome, len(lanes), outcome.status, why)
-        log = self._access_log
-        if log is not None:
-            for lane in lanes[: log.sampled_of(len(lanes), outcome.status)]:
-                self._write_line(lane, outcome.status, len(answer.body), why, now)
-
-    def _count(self, outcome: Outcome | None, times: int, status: int, why: str) -> None:
-        metrics = self._metrics
-        metrics.responses.add(self._route, str(status), amount=times)
-        metrics.answers.add("poll", why, amount=times)
-        if outcome is not None and outcome.answer.body:
-            metrics.sent_bytes.add("poll", amount=times * len(outcome.answer.body))
-            for pattern, messages in outcome.answer.delivered.items():
-                metrics.messages.add(pattern, amount=times * messages)
-
-    def _write_line(self, lane: Lane, status: int, size: int, code: str, now: float) -> None:
-        log, armed = self._access_log, lane.armed
-        if log is None:
-            return
-        log.write(
-            request_id=secrets.token_hex(8),
-            client=armed.address,
-            method="GET",
-            target=armed.head(b"").split(b" ", 2)[1].decode("latin-1"),
-            status=status,
-            sent=size,
-            duration=now - lane.since,
-            code=code,
-            transport="poll",
-            issuer=armed.principal.issuer,
-            subject=armed.principal.subject,
-        )

@@ -121,11 +121,16 @@ class Connection(RequestHandler):
     # --- giving the connection away ---
 
     def sole_head(self) -> bytes | None:
-        """Return the head of the request under way; None if anything else came in since the last answer, or that is not out."""
+        """Return the head of the request under way, of at most MAX_HEAD bytes.
+
+        None if anything else came in since the last answer, or that is not out.
+        """
         head, transport = self._head, self.transport
         if head is None or transport is None or self._messages or self._force_close or self._close:
             return None
-        if head.find(HEAD_END) != self._received - len(HEAD_END) or transport.get_write_buffer_size():
+        if self._received > MAX_HEAD or head.find(HEAD_END) != self._received - len(HEAD_END):
+            return None
+        if transport.get_write_buffer_size():
             return None
         return head
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from bench.processes import LOAD_CORE, Failed, on_core, running, wait_until
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from integration.apache_kafka import ApacheKafka
 from integration.kafka_jars import missing
@@ -47,6 +48,22 @@ class KafkaBroker:
         with contextlib.suppress(KafkaException, TimeoutError):
             self._admin.delete_topics([topic])[topic].result(5)
 
+    def warm_up(self, seconds: float = 5.0) -> None:
+        """Write and read for some seconds: a fresh JVM is far slower, and the first server would be measured with that."""
+        topic = self.topic()
+        common = {"bootstrap.servers": self.address, "log_level": 0}
+        producer = Producer({**common, "linger.ms": 0})
+        consumer = Consumer({**common, "group.id": "bench", "auto.offset.reset": "earliest", "fetch.wait.max.ms": 10})
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            producer.produce(topic, b"x" * 64)
+            producer.poll(0)
+            consumer.poll(0.001)
+        producer.flush(10)
+        consumer.close()
+        self.delete(topic)
+
     def _partitions(self, name: str) -> int:
         topics = self._admin.list_topics(timeout=10).topics
         return len(topics[name].partitions) if name in topics else 0
@@ -62,10 +79,10 @@ def broker(kind: Kind, directory: Path) -> Iterator[KafkaBroker]:
         with _dev(directory) as address:
             yield KafkaBroker("dev", address)
         return
-    with on_core(LOAD_CORE):
-        kafka = ApacheKafka(directory / "kafka", properties=CALM)
-        with kafka:
-            yield KafkaBroker("apache", kafka.address)
+    with on_core(LOAD_CORE), ApacheKafka(directory / "kafka", properties=CALM) as kafka:
+        started = KafkaBroker("apache", kafka.address)
+        started.warm_up()
+        yield started
 
 
 @contextlib.contextmanager

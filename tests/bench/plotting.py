@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from bench.processes import Failed
+from bench.results import Row, medians
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
-
-from bench.processes import Failed
-from bench.results import Row, medians
 
 # Colours that people with colour-blindness tell apart (Okabe and Ito); the gateway stands out.
 COLOURS = {"gateway": "#0072b2", "nchan": "#d55e00", "aiohttp": "#777777", "pushpin": "#009e73"}

@@ -47,6 +47,8 @@ class KafkaSink:
 
     def __init__(self, bootstrap: str, topic: str, *, batched: bool = False) -> None:
         settings: dict[str, Any] = {"bootstrap.servers": bootstrap, "linger.ms": 20 if batched else 0, "acks": "all"}
+        # What comes while a request is under way goes into the next one: no waiting, and no request for each record.
+        settings |= {"max.in.flight.requests.per.connection": 1}
         settings |= {"queue.buffering.max.messages": 1_000_000, "queue.buffering.max.kbytes": 256 << 10}
         self._producer = Producer(settings)
         self._topic = topic

@@ -12,6 +12,7 @@ under, nine times the name. `each` makes one case of each of its mappings, which
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from urllib.parse import urlencode
 
 import yaml
 from livegateway import merged, token
-from rawhttp import RawReply, exchange
+from rawhttp import RawReply, comparable, exchange, receive
 
 CASES = Path(__file__).parent / "cases"
 # Whatever has this in it is input that no problem document may repeat.
@@ -60,22 +61,49 @@ def load() -> Iterator[tuple[str, list[Step]]]:
 
 
 class Conversation:
-    """One case against one gateway. Raises AssertionError, with the answer in it, where the contract is broken."""
+    """One case against one gateway. Raises AssertionError, with the answer in it, where the contract is broken.
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
+    `around` is a request that is sent before and after each step, on the same connection; without it each step closes its own.
+    `answers` is all that came back then, ready to be compared; None where the connection had been closed.
+    """
+
+    def __init__(self, ports: Mapping[str, int], *, around: bytes | None = None) -> None:
+        self.answers: list[tuple[bytes, bytes] | None] = []
         self._ports = ports
+        self._around = around
         self._saved = {"channels": "&channel=news", "fields": "X-A: b\n", "digits": "1\n", "ann": TOKENS["ann"]}
 
     def run(self, steps: list[Step]) -> None:
         """Take the steps."""
         for step in steps:
-            method = step.get("method", "GET")
-            reply = exchange(self._ports[step.get("port", "public")], self._request(step), head=method == "HEAD")
+            reply = self._exchange(step)
             try:
                 self._check(step, reply)
             except AssertionError as error:
                 raise AssertionError(f"{error}\nsent: {self._request(step)[:2000]!r}\ngot: {reply}") from None
             self._save(step, reply)
+
+    def _exchange(self, step: Step) -> RawReply:
+        port, head = self._ports[step.get("port", "public")], step.get("method", "GET") == "HEAD"
+        if self._around is None:
+            return exchange(port, self._request(step), head=head)
+        around = self._around if step.get("port", "public") == "public" else b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            self._noted(connection, around)
+            reply = self._noted(connection, self._request(step), head=head)
+            assert reply is not None, "closed without an answer"
+            self._noted(connection, around)
+        return reply
+
+    def _noted(self, connection: socket.socket, request: bytes, *, head: bool = False) -> RawReply | None:
+        try:
+            connection.sendall(request)
+            reply = receive(connection, head=head)
+        except ConnectionError:
+            self.answers.append(None)
+            return None
+        self.answers.append(comparable(reply.head, reply.body))
+        return reply
 
     def _filled(self, text: str) -> str:
         return re.sub(r"\$\{([^{}*]+)(?:\*(\d+))?\}", lambda m: self._saved.get(m[1], m[1]) * int(m[2] or 1), str(text))
@@ -84,7 +112,8 @@ class Conversation:
         if "raw" in step:
             return self._filled(step["raw"]).replace("\r\n", "\n").replace("\n", "\r\n").encode("latin-1")
         body = self._filled(step["body"]).encode() if "body" in step else None
-        headers = [("Host", "gateway.test"), ("Connection", "close"), *_pairs(step.get("headers", {}))]
+        closing = [("Connection", "close")] if self._around is None else []
+        headers = [("Host", "gateway.test"), *closing, *_pairs(step.get("headers", {}))]
         name = step.get("token", "ann")
         if name is not None:
             headers.append(("Authorization", f"Bearer {TOKENS[name]}"))

@@ -50,7 +50,7 @@ def parked(
     hub: Hub,
     *interests: tuple[str, bytes | None],
     position: Position | None = None,
-    deadline: float = FAR,
+    deadline: float | None = FAR,
     labels: tuple[str, ...] = (),
 ) -> Waiter:
     """Park a waiter at the tail or at `position`."""
@@ -433,7 +433,33 @@ def test_deadlines_are_never_early_and_at_most_one_tick_late(waits: list[float],
     assert hub.parked == 0
 
 
+def test_a_waiter_without_a_deadline_is_no_business_of_the_wheel(hub: Hub) -> None:
+    """It stands for many readers and watches their deadlines itself; records and the topic wake it all the same."""
+    waiter, other = parked(hub, ("a", None), deadline=None), parked(hub, ("a", None))
+    assert hub.waiters() == [other]
+    assert hub.expire(1e9) == 1
+    assert waiter.parked
+    assert hub.parked == 1
+    assert hub.append("a", 0, [record(10)], end=11, log_start=0) == 1
+    assert (waiter.parked, waiter.why, hub.parked) == (False, RECORDS, 0)
+    again = parked(hub, ("a", None), deadline=None)
+    hub.unpark(again)
+    hub.unpark(again)
+    assert (again.parked, hub.parked, hub.topics["a"].parked) == (False, 0, 0)
+    assert hub.take(9) == [other, waiter]
+
+
 # --- ends for other reasons ---
+
+
+def test_the_moment_is_where_all_tails_end_now(hub: Hub) -> None:
+    """What happens later does not change it."""
+    moment = hub.moment()
+    assert moment == {"a": TopicPosition(id_hash(ID), {0: 10, 1: 10}), "b": TopicPosition(id_hash(ID), {0: 10})}
+    hub.append("a", 0, [record(10)], end=11, log_start=0)
+    hub.forget("b")
+    assert moment == {"a": TopicPosition(id_hash(ID), {0: 10, 1: 10}), "b": TopicPosition(id_hash(ID), {0: 10})}
+    assert hub.moment() == {"a": TopicPosition(id_hash(ID), {0: 11, 1: 10})}
 
 
 def test_end_wakes_for_the_callers_reason_and_counts_who_was_parked(hub: Hub) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from integration.clients import Answer, Client, Connection
+from livegateway import parked
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import Gateway, serving
@@ -77,7 +78,7 @@ class Instance:
     @property
     def parked(self) -> int:
         """Polls that are parked now."""
-        return self.gateway.hub.parked
+        return parked(self.gateway)
 
     async def ready(self) -> Answer:
         """Ask /readyz."""

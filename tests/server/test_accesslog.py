@@ -287,6 +287,24 @@ class TestAccessLog:
         assert not any(AccessLog(Kept(), sample=0.0).sampled(200) for _ in range(100))
         assert all(AccessLog(Kept()).sampled(200) for _ in range(100))
 
+    def test_sampling_many_at_once(self) -> None:
+        """Equal answers are sampled together as they would be one after the other; both ways share what is due."""
+        log = AccessLog(Kept(), sample=0.25)
+        assert [log.sampled_of(count, 200) for count in (3, 1, 0, 7, 8, 1_000)] == [0, 1, 0, 1, 2, 250]
+        assert log.sampled(204)
+        assert log.sampled_of(2, 204) == 0
+        assert [log.sampled(204) for _ in range(2)] == [False, True]
+        assert [log.sampled_of(5, status) for status in (199, 300, 429, 499)] == [5] * 4
+        assert AccessLog(Kept(), sample=0.0).sampled_of(1_000, 200) == 0
+        assert AccessLog(Kept()).sampled_of(1_000, 200) == 1_000
+
+    @given(st.sampled_from((0.0, 0.125, 0.25, 0.5, 0.75, 1.0)), st.lists(st.integers(0, 40)))
+    def test_sampling_many_is_sampling_each(self, share: float, counts: list[int]) -> None:
+        """However the answers are bundled, the same number of lines is written in all."""
+        together, apart = AccessLog(Kept(), sample=share), AccessLog(Kept(), sample=share)
+        for count in counts:
+            assert together.sampled_of(count, 200) == sum(apart.sampled(200) for _ in range(count))
+
     @given(st.text(), st.text(), st.integers(), st.floats(), st.text())
     def test_any_values(self, target: str, subject: str, status: int, duration: float, method: str) -> None:
         """Whatever the values are, one line of JSON comes out."""

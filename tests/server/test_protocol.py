@@ -15,7 +15,9 @@ from livegateway import Live, live, token
 from waiting import eventually
 
 from gateway import errors
-from gateway.server.protocol import Connection, InternalError, from_http, from_parser
+from gateway.server.arming import MAX_HEAD, Cut
+from gateway.server.lane import Handover
+from gateway.server.protocol import Connection, InternalError, Server, from_http, from_parser
 
 
 @contextlib.asynccontextmanager
@@ -323,3 +325,217 @@ async def test_what_no_handler_saw_is_counted(gateway: Live):
         writer.write(b"this is no HTTP\r\n\r\n")
         assert b"request_malformed" in await asyncio.wait_for(reader.read(), 10)
     assert (await gateway.metrics())["gateway_responses_total{none,400}"] == 1
+
+
+# --- giving the connection away: what of the bytes is the one request ---
+
+
+class Unplugged(asyncio.Transport):
+    """A transport without a socket; `waiting` bytes of answers are not out yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.waiting = 0
+        self.closing = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+
+class Taken:
+    """A server, one connection of it, and the sole head of each request as its handler saw it."""
+
+    def __init__(self) -> None:
+        self.heads: list[bytes | None] = []
+        self.reads = True
+        self.gives: Handover | None = None
+        self.transport = Unplugged()
+        self.server = Server(self.handle, max_target_bytes=8_192, max_field_bytes=32_768, head_timeout=10.0, access_log=None)
+        self.connection = self.server()
+        assert isinstance(self.connection, Connection)
+        self.connection.connection_made(self.transport)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.reads:
+            await request.read()
+        self.heads.append(self.connection.sole_head())
+        return self.gives or web.Response(text="ok")
+
+    async def send(self, *pieces: bytes) -> None:
+        """Deliver bytes, and let what is answered be answered."""
+        for piece in pieces:
+            self.connection.data_received(piece)
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    @property
+    def answered(self) -> int:
+        return self.transport.written.count(b"HTTP/1.1 200 OK")
+
+
+@pytest.fixture
+async def taken() -> AsyncIterator[Taken]:
+    one = Taken()
+    await asyncio.sleep(0)
+    yield one
+    one.connection.connection_lost(None)
+    await asyncio.sleep(0)
+
+
+def get(target: bytes = b"/") -> bytes:
+    return b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+SIZED = POST + b"Content-Length: 5\r\n\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_the_sole_head_is_all_that_came_since_the_last_answer(taken: Taken):
+    """To the byte, in one piece or in several, for each request of the connection."""
+    await taken.send(get(b"/1"))
+    await taken.send(get(b"/2")[:1], get(b"/2")[1:20], get(b"/2")[20:])
+    await taken.send(get(b"/3"))
+    assert taken.heads == [get(b"/1"), get(b"/2"), get(b"/3")]
+    assert taken.answered == 3
+
+
+@pytest.mark.parametrize("more", [get(b"/2"), get(b"/2")[:5], b"\r\n"])
+async def test_what_came_behind_a_head_makes_it_not_the_sole_one(taken: Taken, more: bytes):
+    """Nor is any later one: where one request's bytes end and the next one's begin is not known any more."""
+    await taken.send(get(b"/1") + more)
+    await taken.send((get(b"/2") if b"G" in more else more + get(b"/2"))[len(more) :], get(b"/3"))
+    assert set(taken.heads) == {None}
+    assert len(taken.heads) == taken.answered == 3
+
+
+async def test_a_line_end_before_a_head_counts_as_part_of_it(taken: Taken):
+    """RFC 9112, section 2.2 has servers ignore one; the next one that comes so is the same."""
+    await taken.send(b"\r\n" + get())
+    assert taken.heads == [b"\r\n" + get()]
+    await taken.send(b"\r\n\r\n" + get())
+    assert taken.heads[1:] == [None]
+
+
+@pytest.mark.parametrize("pieces", [(SIZED + b"12345",), (SIZED, b"12345"), (SIZED + b"1", b"23", b"45")])
+async def test_a_request_with_a_body_is_no_sole_head_but_the_next_one_is(taken: Taken, pieces: tuple[bytes, ...]):
+    """Its length says where it ends."""
+    await taken.send(*pieces)
+    await taken.send(get())
+    assert taken.heads == [None, get()]
+
+
+async def test_a_long_body_is_counted_and_not_kept(taken: Taken):
+    """Only as much as a head may have."""
+    size = 4 * MAX_HEAD
+    await taken.send(POST + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * MAX_HEAD] * 3)
+    assert len(taken.connection._head) < 3 * MAX_HEAD
+    await taken.send(b"x" * MAX_HEAD)
+    await taken.send(get())
+    assert taken.heads == [None, get()]
+
+
+async def test_a_body_of_length_zero_is_none(taken: Taken):
+    """Its request's bytes are its head."""
+    head = POST + b"Content-Length: 0\r\n\r\n"
+    await taken.send(head)
+    await taken.send(get())
+    assert taken.heads == [head, get()]
+
+
+async def test_a_body_without_a_length_hides_where_the_next_request_begins(taken: Taken):
+    """What comes after chunks is never a sole head."""
+    await taken.send(CHUNKED + b"1\r\nx\r\n0\r\n\r\n")
+    await taken.send(get(), get())
+    assert taken.heads == [None, None, None]
+    assert taken.answered == 3
+
+
+async def test_an_answer_before_the_body_has_come_hides_it_too(taken: Taken):
+    """The rest of the body belongs to a request that was answered."""
+    taken.reads = False
+    await taken.send(SIZED + b"12")
+    await taken.send(b"345" + get())
+    assert taken.heads == [None, None]
+
+
+def padded(size: int) -> bytes:
+    return get().replace(b"Host: a", b"Host: a\r\nX: " + b"x" * (size - len(get()) - 5))
+
+
+async def test_a_head_that_is_too_long_to_be_armed_is_no_sole_head(taken: Taken):
+    """What is kept of armed heads is bounded."""
+    await taken.send(padded(MAX_HEAD))
+    await taken.send(padded(MAX_HEAD + 1))
+    await taken.send(get())
+    assert taken.heads == [padded(MAX_HEAD), None, get()]
+
+
+async def test_a_head_of_which_only_the_beginning_was_kept_is_no_sole_head(taken: Taken):
+    """Nor is any later one: its end was not seen."""
+    head = padded(MAX_HEAD + 2_000)
+    await taken.send(*(head[at : at + 1_000] for at in range(0, len(head), 1_000)))
+    await taken.send(get())
+    assert taken.heads == [None, None]
+
+
+async def test_while_an_answer_is_not_out_there_is_no_sole_head(taken: Taken):
+    """Flow control expects an empty write buffer."""
+    taken.transport.waiting = 1
+    await taken.send(get())
+    taken.transport.waiting = 0
+    await taken.send(get())
+    assert taken.heads == [None, get()]
+
+
+async def test_a_connection_that_is_about_to_close_has_no_sole_head(taken: Taken):
+    """It is not to be kept by anybody."""
+    await taken.send(get()[:9])
+    taken.connection.close()
+    assert taken.connection.sole_head() is None
+    taken.connection.force_close()
+    assert taken.connection.sole_head() is None
+    taken.connection.connection_lost(None)
+    assert taken.connection.sole_head() is None
+
+
+async def test_a_handler_may_give_its_connection_away(taken: Taken):
+    """In place of an answer: nothing is written or closed, the transport is another's, and the task that ran the handler ends."""
+    given: list[tuple[Handover, asyncio.Transport, object]] = []
+
+    def take(handover: Handover, connection: Connection) -> None:
+        make = connection.maker()
+        given.append((handover, connection.leave(), make))
+
+    taken.gives = Handover(Cut(b"", b"", b""), {"Next-Cursor": "x"}, take)
+    assert taken.server.connections == [taken.connection]
+    task = taken.connection._task_handler
+    await taken.send(get())
+    assert given == [(taken.gives, taken.transport, taken.server)]
+    assert taken.gives.headers["Next-Cursor"] == "x"
+    assert (taken.transport.written, taken.transport.closing) == (b"", False)
+    assert (taken.connection.transport, taken.server.connections) == (None, [])
+    assert task is not None
+    assert task.done()
+    another = taken.server()
+    assert isinstance(another, Connection)
+    assert another is not taken.connection
+
+
+async def test_a_connection_can_be_given_away_once(taken: Taken):
+    """Then it has none."""
+    taken.connection.leave()
+    with pytest.raises(AssertionError, match="has a transport"):
+        taken.connection.leave()
+    with pytest.raises(AssertionError, match="has a server"):
+        taken.connection.maker()

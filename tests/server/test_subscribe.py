@@ -5,8 +5,9 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 
+import livegateway
 import pytest
-from livegateway import ISSUER, Live, live, token
+from livegateway import CONFIG, ISSUER, Live, live, parked, token
 from waiting import eventually
 
 from gateway.auth.mint import generate, mint
@@ -14,6 +15,14 @@ from gateway.devbroker.schemas import Api
 from gateway.records import Record
 
 NOT_LEADER = 6
+
+
+@pytest.fixture(autouse=True, params=["lane", "aiohttp"])
+def _lane(request, monkeypatch):
+    """Connections stay, and repeated polls move to lanes, or there are none: nothing else differs."""
+    monkeypatch.setattr(livegateway, "FORCE_CLOSE", False)
+    if request.param == "aiohttp":
+        monkeypatch.setattr(livegateway, "CONFIG", CONFIG + "lane: {enabled: false}\n")
 
 
 def linked(reply) -> str:
@@ -135,7 +144,7 @@ async def test_a_record_ends_the_wait_at_once(gateway: Live):
     reply = await polling
     assert reply.values == [1]
     assert time.monotonic() - began < 0.5
-    assert gateway.gateway.hub.parked == 0
+    assert parked(gateway.gateway) == 0
 
 
 async def test_the_wait_runs_out(gateway: Live):
@@ -169,7 +178,7 @@ async def test_linger_collects_what_follows(gateway: Live):
     polling = gateway.parking("news", linger=400)
     await gateway.parked()
     gateway.broker.append("news", 0, [b"1"])
-    await eventually(lambda: gateway.gateway.hub.parked == 0)
+    await eventually(lambda: parked(gateway.gateway) == 0)
     gateway.broker.append("news", 1, [b"2"])
     reply = await polling
     assert sorted(reply.values) == [1, 2]
