@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
+
+import msgspec
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -12,31 +15,23 @@ Headers = tuple[tuple[str, bytes | None], ...]
 OVERHEAD_BYTES = 400
 
 
+# A million of them are made and forgotten while somebody reads a gigabyte: a struct is made in a third of the time that a class
+# takes, and the garbage collector need not walk through what cannot be part of a cycle.
 @final
-class Record:
+class Record(msgspec.Struct, gc=False, eq=False):
     """One record of a partition, as produced.
 
     `timestamp_ms` is Unix time, None where the record has none. `value` None is a tombstone. `shown` belongs to `wire`:
     the encoded form is kept here so that no record is encoded twice. `until` is None but for a hole (see `hole`).
     """
 
-    __slots__ = ("headers", "key", "offset", "shown", "timestamp_ms", "until", "value")
-
-    def __init__(
-        self,
-        offset: int,
-        timestamp_ms: int | None,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-    ) -> None:
-        self.offset = offset
-        self.timestamp_ms = timestamp_ms
-        self.key = key
-        self.value = value
-        self.headers = headers
-        self.shown: tuple[object, bytes] | None = None
-        self.until: int | None = None
+    offset: int
+    timestamp_ms: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    shown: tuple[object, bytes, bytes] | None = None
+    until: int | None = None
 
     @classmethod
     def hole(cls, start: int, end: int) -> Record:
@@ -71,6 +66,12 @@ class Record:
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable cache inside; never a key
+
+
+def cost_of(records: Sequence[Record]) -> int:
+    """Return the cost of all these records together."""
+    plain = [len(record.key or b"") + len(record.value or b"") for record in records if not record.headers]
+    return 2 * sum(plain) + OVERHEAD_BYTES * len(plain) + sum(record.cost for record in records if record.headers)
 
 
 @dataclass(frozen=True, slots=True)

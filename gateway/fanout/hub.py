@@ -52,16 +52,18 @@ class Waiter:
     """A parked reader. The hub writes `moment` and `why` when it wakes it; `wake` is the shell's and must not block.
 
     `labels` are what it is counted by while parked (channel patterns). `apart` is its own position in full, or None where
-    that is exactly the end of all tails.
+    that is exactly the end of all tails. `after`: the number of the topic's last move before the one that woke it, None where
+    no move did (see `moves`).
     """
 
-    __slots__ = ("_behind", "_deadline_tick", "apart", "interests", "labels", "moment", "parked", "why")
+    __slots__ = ("_behind", "_deadline_tick", "after", "apart", "interests", "labels", "moment", "parked", "why")
 
     def __init__(self, interests: tuple[Interest, ...], labels: tuple[str, ...] = ()) -> None:
         self.interests = interests
         self.labels = labels
         self.apart: Position | None = None
         self.moment: Mapping[str, TopicPosition] = {}
+        self.after: int | None = None
         self.parked = False
         self.why: Why = RECORDS
         self._behind = False
@@ -157,6 +159,8 @@ class Hub:
         self._woken: deque[Waiter] = deque()
         self._wheel: dict[int, dict[Waiter, None]] = {}
         self._wheel_at = 0
+        # Moves of a topic that is followed again get other numbers: somebody may still be on the way with one of the old ones.
+        self._forgotten = 0
 
     def __repr__(self) -> str:
         return f"<Hub {len(self.topics)} topics, {self.cost} bytes, {self.parked} parked, {len(self._woken)} woken>"
@@ -172,6 +176,7 @@ class Hub:
         topic = self.topics.get(name)
         if topic is None:
             topic = self.topics[name] = Topic(name)
+            topic.moves.number = self._forgotten
         return topic
 
     def describe(self, name: str, *, topic_id: bytes | None, partitions: int) -> None:
@@ -250,6 +255,7 @@ class Hub:
             self._drop(topic, tuple(topic.tails))
             self._wake_topic(topic, moment, CHANGED)
             del self.topics[name]
+            self._forgotten = max(self._forgotten, topic.moves.number)
 
     # --- what readers call ---
 
@@ -328,7 +334,7 @@ class Hub:
                     if waiter.may_read(topic.name, partition, records[-1].offset):
                         woken[waiter] = None
         if woken:
-            self._wake(list(woken), {**self.moment(), topic.name: before}, RECORDS)
+            self._wake(list(woken), {**self.moment(), topic.name: before}, RECORDS, move.number - 1)
         return len(woken)
 
     def _wake_topic(self, topic: Topic, moment: Mapping[str, TopicPosition], why: Why) -> None:
@@ -336,12 +342,13 @@ class Hub:
         if waiters:
             self._wake(waiters, moment, why)
 
-    def _wake(self, waiters: Sequence[Waiter], moment: Mapping[str, TopicPosition], why: Why) -> None:
+    def _wake(self, waiters: Sequence[Waiter], moment: Mapping[str, TopicPosition], why: Why, after: int | None = None) -> None:
         idle = not self._woken
         for waiter in waiters:
             self._unlink(waiter)
             waiter.moment = {} if waiter._behind else moment  # noqa: SLF001
             waiter.why = why
+            waiter.after = after
         self._woken.extend(waiters)
         if idle:
             self._on_woken()

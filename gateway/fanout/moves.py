@@ -13,13 +13,13 @@ topic forget its moves, and readers go to the tails.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from gateway.fanout.cursor import TopicPosition
 from gateway.records import Record
 
-_MOST_MOVES = 1_024
+_MOST_MOVES = 4_096
 _PRUNE_AT = 1_024
 
 
@@ -98,15 +98,6 @@ class Moves:
         while moves and (not moves[0].records or (moves[0].partition == partition and moves[0].records[0].offset < start)):
             moves.popleft()
 
-    def number_at(self, position: TopicPosition, end: TopicPosition) -> int | None:
-        """Return the number of the move that led to a position, one of the hub's own; `end` is where the tails end now."""
-        if position is end:
-            return self.number
-        for move in reversed(self._moves):
-            if move.before is position:
-                return move.number - 1
-        return None
-
     def knows(self, number: int) -> bool:
         """Tell whether all moves after this one are kept."""
         return self.number - len(self._moves) <= number
@@ -118,9 +109,12 @@ class Moves:
         """
         return (key is None or number >= self._indexed_from) and self._newest.get(key, 0) <= number
 
-    def since(self, number: int) -> Iterator[Move]:
-        """Iterate over the later moves, oldest first."""
-        return islice(self._moves, max(0, len(self._moves) - (self.number - number)), None)
+    def since(self, number: int, key: bytes | None) -> Iterable[Move]:
+        """Return the later moves that may have brought something for a key, or (None) all of them, oldest first."""
+        moves = self._moves
+        if key is not None and self._newest.get(key) == number + 1 and number >= self._indexed_from:
+            return (moves[number - self.number],)
+        return islice(moves, max(0, len(moves) - (self.number - number)), None)
 
     def _prune(self) -> None:
         oldest = self._moves[0].number

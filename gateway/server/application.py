@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -12,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.channels import Channels
+from gateway.server.accepting import Acceptor, listen, listen_at
 from gateway.server.admin import livez
 from gateway.server.admission import Admission
 from gateway.server.openapi import describe
@@ -118,13 +117,13 @@ class Listener:
         self._backlog = backlog
         self._tls = tls
         self._front = front
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._greeter: ProxyProtocol | None = None
 
     @property
     def port(self) -> int:
         """The port in use; 0 on a Unix socket."""
-        if self._server is None:
+        if self._acceptor is None:
             raise AssertionError("the listener has not started")
         return self._port
 
@@ -142,30 +141,24 @@ class Listener:
             raise AssertionError("setup makes the server")
         self._greeter = self._front(server) if self._front is not None else None
         if self._path is not None:
-            self._server = await asyncio.get_running_loop().create_unix_server(server, self._path)
-            return
-        self._server = await asyncio.get_running_loop().create_server(
-            self._greeter or server,
-            self._host,
-            self._port,
-            backlog=self._backlog,
-            ssl=self._tls,
-            reuse_address=True,
-            reuse_port=self._reuse_port or None,
-            family=socket.AF_UNSPEC,
-        )
-        self._port = self._server.sockets[0].getsockname()[1]
+            sockets = [listen_at(self._path, backlog=self._backlog)]
+        else:
+            sockets = listen(self._host, self._port, backlog=self._backlog, reuse_port=self._reuse_port)
+            self._port = sockets[0].getsockname()[1]
+        self._acceptor = Acceptor(sockets, self._greeter or server, tls=self._tls)
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections go on."""
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
 
     async def stop(self) -> None:
         """Close the connections, when the answers under way are out, and the application."""
         self.stop_accepting()
         if self._greeter is not None:
             self._greeter.close()
+        if self._acceptor is not None:
+            await self._acceptor.abort()
         await self._runner.cleanup()
 
 

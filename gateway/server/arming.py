@@ -26,6 +26,8 @@ from gateway.server.crowd import Crowd
 MAX_HEAD = 16 * 1024
 """Bytes of the longest head that is armed, and of what a lane keeps of a head that comes in parts."""
 
+# A longer one is compared like the rest: the framework has a bound for fields, and shall apply it.
+_LONGEST_IGNORED = 512
 _LINE_END = b"\r\n"
 HEAD_END = b"\r\n\r\n"
 # The spellings that everybody uses. What else HTTP allows (a percent-encoded name, say) is not found, and goes to aiohttp.
@@ -131,7 +133,8 @@ class Arming:
         self._bound = bound
         self._hash = blake2b(digest_size=16, key=secret)
         names = b"|".join(re.escape(name.encode()) for name in ignored)
-        self._ignored = re.compile(rb"\r\n(?i:" + names + rb"):[\t\x20-\x7e\x80-\xff]*(?=\r\n)") if names else None
+        line = rb"\r\n(?i:%b):[\t\x20-\x7e\x80-\xff]{0,%d}(?=\r\n)" % (names, _LONGEST_IGNORED)
+        self._ignored = re.compile(line) if names else None
         self._table: OrderedDict[bytes, Armed] = OrderedDict()
 
     def __len__(self) -> int:
@@ -159,6 +162,10 @@ class Arming:
             return None
         self._table.move_to_end(digest)
         return armed, parts.cursor
+
+    def bare(self, head: bytes) -> bytes:
+        """Return a head without the fields that are ignored."""
+        return head if self._ignored is None else self._ignored.sub(b"", head)
 
     def revoke(self, key: KeyRef | None = None) -> None:
         """Void and forget the heads of tokens that `key` has signed, or (None) all."""

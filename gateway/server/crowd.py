@@ -270,13 +270,16 @@ class Crowd:
         position = self._places.position(cursor, self.subscription.topics)
         return None if position is None else self._found(cursor, position, now)
 
-    def look_from(self, position: Position, now: float) -> Outcome | None:
-        """Find out what somebody at a position is to be told; None where the tails alone cannot tell."""
+    def look_from(self, position: Position, after: int | None, now: float) -> Outcome | None:
+        """Find out what somebody is to be told who was woken at a position; None where the tails alone cannot tell.
+
+        `after` is the number of the last move before (see `Waiter`).
+        """
         sole = self._sole
-        topic = None if sole is None else self._hub.topic(sole.topic)
-        if sole is not None and topic is not None:
-            number = topic.moves.number_at(position[sole.topic], topic.position)
-            if number is not None and (found := self._lately(sole, topic, number)) is not None:
+        topic = None if sole is None or after is None else self._hub.topic(sole.topic)
+        if sole is not None and topic is not None and after is not None:
+            found = self._lately(sole, topic, after)
+            if found is not None:
                 return found
         return self._found(self._places.cursor(position), position, now)
 
@@ -289,7 +292,7 @@ class Crowd:
         if moves.quiet(sole.key, number):
             return end.nothing
         partition, records = -1, list[Record]()
-        for move in moves.since(number):
+        for move in moves.since(number, sole.key):
             found = move.of(sole.key)
             if found and partition not in (-1, move.partition):
                 return None  # to be merged by their time

@@ -16,6 +16,7 @@ A lane knows nothing but its connection. `lanes.Lanes` decides what a poll comes
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,13 +26,15 @@ from gateway.server.arming import HEAD_END, MAX_HEAD, Armed, Cut
 from gateway.server.crowd import Cohort
 
 _METHOD = b"GET "
+# What no head of a poll has, however it goes on: the framework refuses it at once, and does not wait for the rest.
+_BROKEN = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[^\t\r\n\x20-\x7e\x80-\xff]")
 
 
 class Keeper(Protocol):
     """Who decides for lanes."""
 
-    def poll(self, lane: Lane, armed: Armed, cursor: bytes) -> None:
-        """Answer or park a poll, or have the lane replay it."""
+    def poll(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes) -> None:
+        """Answer or park a poll, or have the lane replay it: `head`, as it came."""
 
     def find(self, lane: Lane, head: bytes) -> tuple[Armed, bytes] | None:
         """Look for a head among all armed ones."""
@@ -59,9 +62,12 @@ class Handover(web.StreamResponse):
 
 
 class Lane(asyncio.Protocol):
-    """One connection. `since` is when (monotonic) it came into its present state: parked, answered, stuck, half a head."""
+    """One connection. `since` is when (monotonic) it came into its present state: parked, answered, stuck, half a head.
 
-    __slots__ = ("_held", "_keeper", "armed", "cohort", "since", "stuck", "transport")
+    `unsent` is how many bytes of an answer the socket had left over when the lane was last found stuck.
+    """
+
+    __slots__ = ("_held", "_keeper", "armed", "cohort", "since", "stuck", "transport", "unsent")
 
     def __init__(self, keeper: Keeper, transport: asyncio.Transport, armed: Armed) -> None:
         self._keeper = keeper
@@ -70,6 +76,7 @@ class Lane(asyncio.Protocol):
         self.cohort: Cohort | None = None
         self.since = 0.0
         self.stuck = False
+        self.unsent = 0
         self._held = b""
 
     def __repr__(self) -> str:
@@ -94,13 +101,14 @@ class Lane(asyncio.Protocol):
             and data.endswith(armed.behind)
             and len(data) > armed.size
         ):
-            self._keeper.poll(self, armed, data[len(armed.before) : -len(armed.behind)])
+            self._keeper.poll(self, armed, data[len(armed.before) : -len(armed.behind)], data)
         else:
             self._take(data)
 
     def pause_writing(self) -> None:
         """Note that the socket does not take all; `since` is when that was written."""
         self.stuck = True
+        self.unsent = self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         """Go on: the answer is out."""
@@ -145,7 +153,7 @@ class Lane(asyncio.Protocol):
                 self.transport.abort()
             return
         end = data.find(HEAD_END)
-        if end < 0 and len(data) <= MAX_HEAD and data[: len(_METHOD)] == _METHOD[: len(data)]:
+        if end < 0 and len(data) <= MAX_HEAD and data[: len(_METHOD)] == _METHOD[: len(data)] and not _BROKEN.search(data):
             if not self._held:
                 self.since = self._keeper.now()
             self._held = data
@@ -156,4 +164,4 @@ class Lane(asyncio.Protocol):
             self.replay(data)
         else:
             self.armed = found[0]
-            self._keeper.poll(self, *found)
+            self._keeper.poll(self, *found, data)

@@ -212,7 +212,7 @@ class Lanes:
         """Look for a head among all armed ones."""
         return self._arming.find(lane.armed.peer, head)
 
-    def poll(self, lane: Lane, armed: Armed, cursor: bytes) -> None:
+    def poll(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes) -> None:
         """Answer or park a poll, or have the lane replay it: nothing is taken from any limit then.
 
         Most polls come back to the end of the tails with nothing in the way. For them this is all: what `_consider`, `_charge`
@@ -240,13 +240,13 @@ class Lanes:
                 holder.held += 1
                 slots.held += 1
                 return
-        self._consider(lane, armed, cursor, now)
+        self._consider(lane, armed, cursor, head, now)
 
-    def _consider(self, lane: Lane, armed: Armed, cursor: bytes, now: float) -> None:
+    def _consider(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes, now: float) -> None:
         crowd = armed.crowd
         outcome = crowd.known(cursor) or crowd.look(cursor, now)
         if outcome is None or now > armed.over or not self._has_slot(armed) or not self._charge(armed, now):
-            lane.replay(armed.head(cursor))
+            lane.replay(head)
         else:
             self._settle(lane, cursor, outcome, now)
 
@@ -371,7 +371,7 @@ class Lanes:
             self._move(delivery, outcome, now)
             return True
         data = outcome.data(crowd)
-        cohort, closing = delivery.cohort, delivery.why in (DRAINED, REVOKED)
+        cohort, closing = delivery.cohort, self._draining or delivery.why in (DRAINED, REVOKED)
         if closing:
             data = data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
         done: list[Lane] = []
@@ -399,7 +399,9 @@ class Lanes:
 
     def _outcome(self, delivery: Delivery, crowd: Crowd, now: float) -> Outcome | None:
         if delivery.why in (RECORDS, CHANGED):
-            return crowd.look_from(delivery.position, now)
+            # Moves tell what came to the end of the tails; who knows more than they do keeps that.
+            cohort = delivery.cohort
+            return crowd.look_from(delivery.position, cohort.after if cohort.apart is None else None, now)
         if delivery.outcome is None:
             delivery.outcome = crowd.nothing(delivery.position)
         return delivery.outcome
@@ -414,7 +416,8 @@ class Lanes:
             self._part(lane, delivery.cohort)
             self._addresses.give_back(armed.address_bucket)
             self._polls.give_back(armed.bucket)
-            lane.replay(armed.head(cursor))
+            # The head that was armed, perhaps a while ago: what differed from it since is not kept, so it is left out.
+            lane.replay(self._arming.bare(armed.head(cursor)))
             if self._clock() > until:
                 return False
         return True
@@ -501,7 +504,9 @@ class Lanes:
             if lane.cohort is not None or idle < self._least_idle or lane not in self._lanes:
                 continue
             if lane.stuck:
-                if idle >= STUCK_SECONDS:
+                if (unsent := lane.transport.get_write_buffer_size()) < lane.unsent:
+                    lane.unsent, lane.since = unsent, now
+                elif idle >= STUCK_SECONDS:
                     lane.transport.abort()
             elif idle >= (self._head_timeout if lane.holds else self._keepalive):
                 lane.transport.close()

@@ -12,7 +12,7 @@ from bench.processes import Failed
 from bench.results import Row, medians
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Colours that people with colour-blindness tell apart (Okabe and Ito); the gateway stands out.
 COLOURS = {"gateway": "#0072b2", "nchan": "#d55e00", "aiohttp": "#777777", "pushpin": "#009e73"}
@@ -93,7 +93,7 @@ def _lines(axes: Axes, title: str, rows: Sequence[Row]) -> None:
             if server in (figures := _chosen(rows, "broadcast", clients=clients, size=SIZE))
         ]
         if points:
-            axes.plot(*zip(*points, strict=True), color=colour, marker="o", linewidth=2 + (server == "gateway"))
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", linewidth=2 + (server == "gateway"), gid=server)
             axes.annotate(
                 f" {TITLES[server]}, {points[-1][1]:,.0f}",
                 points[-1],
@@ -107,10 +107,12 @@ def _lines(axes: Axes, title: str, rows: Sequence[Row]) -> None:
     axes.set_xlim(CLIENTS[0] * 0.9, CLIENTS[-1] * 4)
     axes.set_xticks(CLIENTS, [f"{count:,}" for count in CLIENTS])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color="#e5e5e5")
     axes.set_xlabel("clients on one channel")
+    _tell_missing(axes, [line.get_gid() for line in axes.lines])
 
 
 def _bars(axes: Axes, title: str, figures: Mapping[str, Mapping[str, Any]], *names: str) -> None:
@@ -126,11 +128,22 @@ def _bars(axes: Axes, title: str, figures: Mapping[str, Mapping[str, Any]], *nam
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(left=False, bottom=False, labelbottom=False)
     axes.margins(x=0.15)
+    _tell_missing(axes, list(shown))
+
+
+def _tell_missing(axes: Axes, drawn: Sequence[Any]) -> None:
+    """Name the servers that have no figures here; the table says why."""
+    missing = [title for server, title in TITLES.items() if server not in drawn]
+    if missing:
+        axes.text(
+            1, -0.1, f"no figures: {', '.join(missing)}", transform=axes.transAxes, ha="right", fontsize=8, color="#555555"
+        )
 
 
 def _provenance(row: Row) -> str:
     machine = row["machine"]
     return (
-        f"One core for the server, one for clients, broker and producer. {machine['cpu']}, Linux {machine['kernel']}; {row['date'][:10]}, "
+        "One core for the server, one for clients, broker and producer. nchan and pushpin get messages by POST, the others from Kafka.\n"
+        f"{machine['cpu']}, Linux {machine['kernel']}; {row['date'][:10]}, "
         f"commit {machine['commit']}; nginx {machine['nginx']} with nchan {machine['nchan']}, aiohttp {machine['versions']['aiohttp']}, pushpin {machine['pushpin']}."
     )

@@ -37,7 +37,8 @@ class Series:
 @contextlib.contextmanager
 def session(kind: Kind) -> Iterator[tuple[Setting, Results]]:
     """Run a broker for the block, with this process and everything that is no server on the load's core."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT otherwise
+        signal.signal(ending, signal.default_int_handler)
     with contextlib.suppress(OSError):  # a machine with one core
         os.sched_setaffinity(0, {LOAD_CORE})
     with tempfile.TemporaryDirectory(prefix="bench-") as name, broker(kind, Path(name)) as kafka:
@@ -65,7 +66,7 @@ def _alternate(series: Series, parameters: Parameters, setting: Setting, results
             except Missing as lack:
                 missing.add(server)
                 figures = {"missing": str(lack)}
-            except Failed as failure:
+            except (Failed, OSError) as failure:  # OSError: the server, or a process that helps, is gone
                 figures = {"missing": str(failure)}
             results.add(series.scenario, server, parameters, figures)
 

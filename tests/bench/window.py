@@ -11,6 +11,7 @@ from bench import proc
 from bench.fleet import Fleet, Report
 from bench.serving import Running
 
+SHORTEST = 0.05
 LAG_BUCKET = re.compile(r'gateway_loop_lag_seconds_bucket\{le="([^"]+)"\}')
 
 
@@ -47,6 +48,10 @@ class Window:
     def _used(self) -> dict[str, float]:
         return {**self._server.cpu(), "load": proc.cpu(self._fleet.pids)}
 
+    def _share(self, name: str) -> float | None:
+        """Return the percentage of a core; None for a window in which nothing was done."""
+        return 100 * self.cpu[name] / self.seconds if self.seconds > SHORTEST else None
+
     def figures(self) -> dict[str, Any]:
         """Return what every measurement shows."""
         apart = {f"cpu_s_{name}": used for name, used in self.cpu.items() if name not in ("server", "load")}
@@ -54,8 +59,8 @@ class Window:
             **self.report.figures(),
             "seconds": self.seconds,
             "cpu_s": self.cpu["server"],
-            "core_percent": 100 * self.cpu["server"] / self.seconds,
-            "load_percent": 100 * self.cpu["load"] / self.seconds,
+            "core_percent": self._share("server"),
+            "load_percent": self._share("load"),
             "loop_gap_ms": self.loop_gap_ms,
             **apart,
         }

@@ -40,7 +40,7 @@ class Clock:
 
 
 class Transport(asyncio.Transport):
-    """Notes what is done to it. While `full`, the socket takes nothing; `failing` is what a write raises."""
+    """Notes what is done to it. While `full`, the socket leaves `unsent` bytes over; `failing` is what a write raises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +48,7 @@ class Transport(asyncio.Transport):
         self.written = b""
         self.ended = ""
         self.full = False
+        self.unsent = 0
         self.failing: Exception | None = None
         self.high_water: int | None = None
 
@@ -56,7 +57,11 @@ class Transport(asyncio.Transport):
             raise self.failing
         self.written += data
         if self.full:
+            self.unsent += len(data)
             self.protocol.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent if self.full else 0
 
     def close(self) -> None:
         self.ended = self.ended or "closed"

@@ -227,6 +227,21 @@ def test_what_is_no_ignored_field_counts(ignored: tuple[str, ...], line: bytes) 
     assert not fits(arming, PLAIN.replace(b"A: b", b"A: b\r\n" + line) % b"first")
 
 
+@pytest.mark.parametrize(("length", "ignored"), [(510, True), (511, False)])
+def test_a_long_field_is_not_ignored(length: int, ignored: bool) -> None:
+    """The framework has a bound for fields, and shall apply it; the blank before the value counts."""
+    arming, _ = knowing(PLAIN % b"first", ignored=IGNORED)
+    line = b"X-Request-Id: " + b"x" * (length + 1)
+    assert fits(arming, PLAIN.replace(b"A: b", b"A: b\r\n" + line) % b"first") is ignored
+
+
+def test_a_bare_head_is_one_without_the_ignored_fields() -> None:
+    """Everything else stays, to the byte."""
+    head = b"GET / HTTP/1.1\r\nX-Request-Id: 1\r\nHost: a\r\nTRACEPARENT:\r\n\r\n"
+    assert knowing(ignored=IGNORED)[0].bare(head) == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert knowing()[0].bare(head) == head
+
+
 def test_ignored_fields_before_a_cursor_field() -> None:
     """The cut is in the middle of a line then; that line stays."""
     head = b"GET / HTTP/1.1\r\n%bCursor: %b\r\n%b\r\n"

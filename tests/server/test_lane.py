@@ -101,6 +101,26 @@ async def test_what_is_no_armed_head_is_replayed(world: World, other: bytes):
     assert client.outcomes == [204]
 
 
+@pytest.mark.parametrize(
+    "broken", [b"GET / HTTP/1.1\nHost", b"GET / HTTP/1.1\r\r", b"GET /\rx", b"GET /\x00", b"GET / HTTP/1.1\r\nA: \x7f"]
+)
+async def test_what_no_head_can_begin_with_is_replayed_at_once(world: World, broken: bytes):
+    """The framework refuses it, and does not wait for the rest."""
+    client = world.client(wait=0)
+    client.send(broken)
+    assert client.replayed == broken
+
+
+@pytest.mark.parametrize(
+    "half", [b"G", b"GET /?a=\xe4", b"GET / HTTP/1.1\r", b"GET / HTTP/1.1\r\nA:\tb\r\n", b"GET / HTTP/1.1\r\n\r"]
+)
+async def test_what_a_head_can_begin_with_is_kept(world: World, half: bytes):
+    """Wherever it was cut."""
+    client = world.client(wait=0)
+    client.send(half)
+    assert client.lane.holds
+
+
 async def test_half_a_head_that_turns_out_to_be_another_is_replayed_whole(world: World):
     """From its first byte."""
     client = world.client(wait=0)

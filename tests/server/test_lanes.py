@@ -223,6 +223,23 @@ async def test_a_handler_that_offers_what_cannot_be_is_a_mistake(world: World):
         World(quota=0).client()
 
 
+async def test_what_is_replayed_at_once_is_replayed_as_it_came(world: World):
+    """With its own request id, not the one of the head that was armed."""
+    client = world.client(wait=0, more="X-Request-Id: 1\r\n")
+    head = client.request(world.at("a", 9, 9)).replace(b"X-Request-Id: 1", b"X-Request-Id: 2")
+    client.send(head)
+    assert client.replayed == head
+
+
+async def test_what_is_replayed_later_has_no_field_that_is_ignored(world: World):
+    """The head that was armed had those of another poll."""
+    client = world.client(more="X-Request-Id: 1\r\n")
+    place = world.end("a")
+    world.hub.forget("a")
+    await world.turn()
+    assert client.replayed == client.request(place).replace(b"X-Request-Id: 1\r\n", b"")
+
+
 # --- limits ---
 
 
@@ -421,6 +438,20 @@ async def test_alarms_of_cohorts_that_woke_are_no_alarms(world: World):
     assert client.outcomes == [200]
 
 
+@pytest.mark.parametrize("end", ["wait", "token", "key"])
+async def test_whoever_was_woken_is_on_the_way_to_an_answer(world: World, end: str):
+    """His time, his token or its key may end meanwhile: what woke him is told all the same."""
+    client = world.client(wait=3, expires=2.5 if end == "token" else None, signed_by=OLD)
+    world.say()
+    if end == "key":
+        world.lanes.withdraw(OLD)
+    else:
+        world.pass_(4)
+    await world.turn()
+    assert (client.outcomes, client.answer.offsets) == ([200], [0])
+    assert held(world) == (0, 0)
+
+
 async def test_a_token_that_ends_before_the_wait_ends_the_poll(world: World):
     """Within a tick; those of others with the same cursor sleep on."""
     client, other = world.client(expires=5.0), world.client()
@@ -540,31 +571,38 @@ async def test_a_keepalive_shorter_than_the_time_of_a_head_is_kept():
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(world: World):
-    """After half a minute without progress; some progress counts."""
-    clients = [world.client(), world.client()]
+    """After half a minute without progress; whoever takes an answer little by little goes on."""
+    still, slow, free = clients = [world.client() for _ in range(3)]
     for client in clients:
         client.transport.full = True
     world.say()
     await world.turn()
     await world.after(STUCK_SECONDS - 5)
-    clients[0].drained()
-    clients[0].transport.full = True
-    clients[0].poll(world.at("a", 0, 0))
-    assert [client.transport.ended for client in clients] == ["", ""]
+    slow.transport.unsent -= 1
+    free.drained()
+    free.transport.full = True
+    free.poll(world.at("a", 0, 0))
+    assert [client.transport.ended for client in clients] == ["", "", ""]
     await world.after(6.2)
-    assert [client.transport.ended for client in clients] == ["", "aborted"]
+    assert [client.transport.ended for client in clients] == ["aborted", "", ""]
+    still.lose()
+    await world.after(STUCK_SECONDS)
+    assert [client.transport.ended for client in clients] == ["aborted", "aborted", "aborted"]
 
 
 async def test_a_lane_that_was_replayed_is_swept_no_more():
-    """Its connection's time is the framework's now."""
+    """Its connection's time is the framework's now, also where a sweep was under way."""
     world = World(keepalive=20.0)
     clients = [world.client(wait=0) for _ in range(30)]
-    world.pass_(0.1)
-    for client in clients[::2]:
+    world.pass_(19.9)
+    while not any(client.transport.ended for client in clients):
+        world.pass_(0.1)
+    idle = [client for client in clients if not client.transport.ended]
+    assert 0 < len(idle) < 30
+    for client in idle:
         client.send(b"x")
-    await world.after(22.5)
-    assert {client.transport.ended for client in clients[::2]} == {""}
-    assert {client.transport.ended for client in clients[1::2]} == {"closed"}
+    world.pass_(3)
+    assert {client.transport.ended for client in idle} == {""}
 
 
 @pytest.mark.parametrize("step", [3_600.0, -3_600.0])
@@ -671,6 +709,20 @@ async def test_replays_are_slices_too(world: World):
     assert held(world) == (0, 0)
 
 
+async def test_a_topic_that_was_followed_anew_while_its_readers_were_on_the_way(world: World):
+    """What they were woken for came before its new tails begin: they are replayed from where they stood."""
+    client, place = world.client("b"), world.end("b")
+    world.say("b")
+    world.hub.forget("b")
+    world.kafka.describe("b")
+    world.kafka.open("b", 0)
+    for _ in range(3):
+        world.say("b")
+    await world.turn()
+    assert client.outcomes == []
+    assert client.replayed == client.request(place)
+
+
 async def test_who_leaves_while_others_are_answered_is_left_out(world: World):
     """And his slot was given back once."""
     clients = [world.client() for _ in range(64)]
@@ -738,11 +790,14 @@ async def test_a_key_withdrawn_while_its_poll_was_on_the_way_to_an_answer(world:
 async def test_a_poll_that_was_forgotten_by_the_table_is_withdrawn_all_the_same():
     """Its lane still knows it."""
     world = World(armed=1)
-    mine, other = world.client(signed_by=OLD), world.client("b", subject="bob")
+    mine, idle = world.client(signed_by=OLD), world.client(signed_by=OLD, wait=0)
+    other = world.client("b", subject="bob")
     assert len(world.lanes._arming) == 1
     world.lanes.withdraw(OLD)
     await world.turn()
     assert (mine.outcomes, other.parked) == ([204], True)
+    idle.poll()
+    assert idle.replayed
     again = world.client(signed_by=NEW, wait=0)
     world.client("b", subject="bob")
     again.poll()
@@ -797,6 +852,15 @@ async def test_who_wakes_to_nothing_while_the_process_drains_ends(world: World):
     await world.turn()
     assert (client.outcomes, client.answer.closes) == ([204], True)
     assert world.counted(world.metrics.answers) == {"drained": 1}
+
+
+async def test_who_is_told_something_while_the_process_drains_is_told_to_go_too(world: World):
+    """His connection closes, as those of all others."""
+    client = world.client()
+    world.say()
+    await world.lanes.drain(0.0)
+    await world.turn()
+    assert (client.outcomes, client.answer.closes, client.transport.ended) == ([200], True, "closed")
 
 
 async def test_closing_ends_everything(world: World):

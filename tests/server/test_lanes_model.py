@@ -36,9 +36,9 @@ TOPICS = ("a", "b")
 Shape = tuple[tuple[str, ...], bytes | None, float, int]
 # Topics, key, wait and limit: few, so that many share a crowd.
 SHAPES = (
-    (("b",), None, 30.0, 100),
+    (("b",), None, 1.0, 100),
     (("a",), b"x", 30.0, 100),
-    (("a",), b"x", 1.0, 100),
+    (("a",), None, 1.0, 100),
     (("a", "b"), None, 30.0, 2),
     (("a",), None, 0.0, 1),
 )
@@ -313,7 +313,7 @@ class Model(RuleBasedStateMachine):
             if chain.on is not None and chain.on.parked and chain.on.lane.cohort.parked:
                 return
             self.settle()
-        raise AssertionError("it does not come to the end")
+        raise AssertionError(f"{chain.on!r} does not come to the end")
 
     @precondition(lambda self: any(chain.on is not None for chain in self.chains))
     @rule(who=anybody)
@@ -325,10 +325,15 @@ class Model(RuleBasedStateMachine):
         chain.on.lose()
         chain.on = None
 
-    @rule(seconds=st.sampled_from((0.1, 0.5, 2.0)), turns=st.integers(0, 3))
+    @rule(seconds=st.sampled_from((0.1, 0.4, 0.7, 2.0)), turns=st.integers(0, 3))
     def tick(self, seconds: float, turns: int) -> None:
-        """Let time pass."""
+        """Let time pass: nobody sleeps on beyond what he asked for, or his token's end."""
         self.world.pass_(seconds)
+        now = self.world.clock.now - 2 * TICK - 100 * self.world.clock.step
+        for lane in self.world.lanes._lanes:
+            if lane.cohort is not None and lane.cohort.parked:
+                assert lane.since + lane.cohort.crowd.wait > now
+                assert lane.armed.expires > now
         self.turn(turns)
 
     @rule(most=st.integers(1, 3))
@@ -389,14 +394,6 @@ class Model(RuleBasedStateMachine):
         assert sum(chain.on is not None and chain.on.parked for chain in self.chains) == parked.total()
 
     @invariant()
-    def nobody_sleeps_longer_than_he_asked_for(self) -> None:
-        now = self.world.clock.now - 2 * TICK - 100 * self.world.clock.step
-        for lane in self.world.lanes._lanes:
-            if lane.cohort is not None and lane.cohort.parked:
-                assert lane.since + lane.cohort.crowd.wait > now
-                assert lane.armed.expires > now
-
-    @invariant()
     def cohorts_know_their_members(self) -> None:
         for lane in self.world.lanes._lanes:
             if lane.cohort is not None:
@@ -414,4 +411,4 @@ class Model(RuleBasedStateMachine):
 
 def test_no_chain_of_cursors_loses_or_doubles_a_record():
     """In the order of each partition; whoever sleeps has nothing to read, holds one slot, and is told in time."""
-    run_state_machine_as_test(Model, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Model, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
