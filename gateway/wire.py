@@ -155,7 +155,9 @@ def _text_or_none(value: bytes) -> bytes | None:
         return None
 
 
-def _key(key: bytes) -> bytes:
+def _key(key: bytes | None) -> bytes:
+    if key is None:
+        return b"null"
     return _text_or_none(key) or b'{"base64":' + _base64(key) + b"}"
 
 
@@ -167,26 +169,29 @@ def _shown(value: bytes, fmt: Format) -> bytes | None:
 
 
 def _headers(record: Record, names: Sequence[str]) -> bytes:
-    pairs = [b"[" + msgspec.json.encode(name) + b"," + (b"null" if value is None else _key(value)) + b"]" for name, value in record.headers if name in names]
+    pairs = [b"[" + msgspec.json.encode(name) + b"," + _key(value) + b"]" for name, value in record.headers if name in names]
     return b"[" + b",".join(pairs) + b"]"
 
 
-def messages(records: Iterable[Record], partition: int, channel: str, fmt: Format, headers: Sequence[str]) -> bytes:
-    """Return the envelopes of records of one partition as one channel shows them, with commas in between."""
+def messages(
+    records: Sequence[Record], partition: int, channel: str, fmt: Format, headers: Sequence[str], *, first: bool
+) -> list[bytes]:
+    """Return the envelopes of records of one partition as one channel shows them, in pieces to be joined.
+
+    There are commas between them, and one before them unless they come `first` in an answer.
+    """
     opening = b'{"channel":' + msgspec.json.encode(channel)
     following = b"}," + opening
     view = (fmt, headers)
-    parts = [b""]
+    pieces: list[bytes] = []
     for record in records:
         shown = record.shown
         if shown is None or shown[0] != view:
             shown = record.shown = _envelope(record, partition, view)
-        parts += (following, shown[1], shown[2])
-    if len(parts) == 1:
-        return b""
-    parts[1] = opening
-    parts.append(b"}")
-    return b"".join(parts)
+        pieces += (following, shown[1], shown[2])
+    pieces[0] = opening if first else b"," + opening
+    pieces.append(b"}")
+    return pieces
 
 
 def _envelope(record: Record, partition: int, view: tuple[Format, Sequence[str]]) -> tuple[object, bytes, bytes]:
@@ -200,21 +205,24 @@ def _envelope(record: Record, partition: int, view: tuple[Format, Sequence[str]]
         partition,
         record.offset,
         b"null" if record.timestamp_ms is None else b"%d" % record.timestamp_ms,
-        b"null" if record.key is None else _key(record.key),
+        _key(record.key),
         _headers(record, headers) if headers else b"[]",
     )
     return view, before, value
 
 
-def bare_values(records: Iterable[Record], fmt: Format) -> bytes:
-    """Return values alone, with commas; one that is not in the channel's format as `{"value": …, "encoding": "base64"}`."""
-    parts = []
+def bare_values(records: Sequence[Record], fmt: Format, *, first: bool) -> list[bytes]:
+    """Return values alone, in pieces like `messages`.
+
+    One that is not in the channel's format is `{"value": …, "encoding": "base64"}`.
+    """
+    pieces: list[bytes] = []
     for record in records:
         shown = record.shown
         if shown is None or shown[0] != fmt:
             shown = record.shown = (fmt, b"", _bare(record.value, fmt))
-        parts.append(shown[2])
-    return b",".join(parts)
+        pieces += (b",", shown[2])
+    return pieces[1:] if first else pieces
 
 
 def _bare(value: bytes | None, fmt: Format) -> bytes:
@@ -223,14 +231,14 @@ def _bare(value: bytes | None, fmt: Format) -> bytes:
     return _shown(value, fmt) or b'{"value":' + _base64(value) + b',"encoding":"base64"}'
 
 
-def answer(cursor: str, messages: Sequence[bytes], lost: Sequence[Mapping[str, object]], *, up_to_date: bool) -> bytes:
-    """Return the body of a 200. `messages` are single ones or many with commas in between, none of them empty."""
+def answer(cursor: str, pieces: Sequence[bytes], lost: Sequence[Mapping[str, object]], *, up_to_date: bool) -> bytes:
+    """Return the body of a 200, whose messages come as `pieces` (see `messages`)."""
     return b"".join(
         (
             b'{"cursor":"',
             cursor.encode(),
             b'","messages":[',
-            b",".join(messages),
+            *pieces,
             b'],"lost":' + msgspec.json.encode(lost) if lost else b"]",
             b',"up_to_date":true}' if up_to_date else b',"up_to_date":false}',
         )

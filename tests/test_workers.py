@@ -95,13 +95,13 @@ class Site:
             for sample in family.samples
         }
 
-    async def poll(self, wait: float = 0) -> tuple[int, str, str]:
+    async def poll(self, wait: float = 0, cursor: str = "") -> tuple[int, str, str]:
         """Poll on a connection of its own; return the status, the cursor and what becomes of the connection.
 
         IncompleteReadError if it breaks: aiohttp's client would ask again then, and meet another worker.
         """
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        target = f"/v1/subscribe?channel=news&wait={wait}"
+        target = f"/v1/subscribe?channel=news&wait={wait}" + (f"&cursor={cursor}" if cursor else "")
         try:
             writer.write(f"GET {target} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token()}\r\n\r\n".encode())
             first, _, fields = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
@@ -111,12 +111,13 @@ class Site:
         return int(first.split()[1]), headers.get("Next-Cursor", ""), headers.get("Connection", "")
 
     async def held_by_both(self, least: int = 1) -> list[asyncio.Task[tuple[int, str, str]]]:
-        """Hold polls until each worker has some."""
+        """Hold polls until each worker has some, by turns on lanes (with a cursor) and not."""
         held: list[asyncio.Task[tuple[int, str, str]]] = []
+        _, cursor, _ = await self.poll()
 
         async def spread() -> bool:
             if sum(await self.parked()) == len(held):
-                held.append(asyncio.ensure_future(self.poll(wait=50)))
+                held.append(asyncio.ensure_future(self.poll(wait=50, cursor=cursor if len(held) % 2 else "")))
             return min(await self.parked()) >= least
 
         await eventually(spread)
@@ -190,8 +191,8 @@ async def _both_serve(broker: Broker, site: Site) -> None:
     for _ in range(20):
         assert (await site.poll())[0] == 204
     before = await site.metrics()
-    assert before["gateway_answers_total{empty,poll}"] == 20
-    assert before["gateway_responses_total{/v1/subscribe,204}"] == 20
+    assert before["gateway_answers_total{empty,poll}"] == 21
+    assert before["gateway_responses_total{/v1/subscribe,204}"] == 21
     assert before["gateway_parked_waiters{news}"] == len(held)
     assert before["gateway_open_connections{http}"] == len(held) + 1
     assert before["gateway_up{}"] == before["gateway_ready{}"] == 1

@@ -38,8 +38,8 @@ class Principal:
     scopes: frozenset[str]
     expires_at: float | None
     key: KeyRef | None
+    id: tuple[str, str] = field(init=False, repr=False, compare=False)
+    """(alias, subject): the name under which limits and logs know the caller. One object, since many tables hold it."""
 
-    @property
-    def id(self) -> tuple[str, str]:
-        """Return (alias, subject), the name under which limits and logs know the caller."""
-        return self.issuer, self.subject
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", (self.issuer, self.subject))

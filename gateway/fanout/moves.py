@@ -94,8 +94,14 @@ class Moves:
 
     def drop_evicted(self, partition: int, start: int) -> None:
         """Forget the oldest moves as far as their records are no longer in the partition's tail, which begins at `start`."""
-        moves = self._moves
-        while moves and (not moves[0].records or (moves[0].partition == partition and moves[0].records[0].offset < start)):
+        moves, gone = self._moves, 0
+        for place, move in enumerate(moves, 1):
+            if move.partition == partition and move.records:
+                if move.records[0].offset >= start:
+                    break
+                gone = place
+        # With all that came before them: one that stayed would keep the rest, and so records that no budget counts any more.
+        for _ in range(gone):
             moves.popleft()
 
     def knows(self, number: int) -> bool:

@@ -16,6 +16,7 @@ from gateway.errors import BrokerUnavailable, CursorExpired, CursorReset
 from gateway.fanout.cursor import Position, TopicPosition, bind, check_width, decode, encode
 from gateway.fanout.hub import Hub, Topic
 from gateway.fanout.reading import Place, Reading, Survey, collect, survey
+from gateway.fanout.responses import Answer, encoding
 from gateway.fanout.subscription import Subscription
 from gateway.records import Block
 from gateway.wire import From
@@ -120,6 +121,17 @@ class Reader:
             spent = scanned >= self._scan_bytes or self._clock() - began >= self._scan_seconds
             if reading.messages or reading.lost or reading.up_to_date or spent or failed:
                 return reading._replace(failed=failed)
+
+    async def encode(self, subscription: Subscription, reading: Reading) -> Answer:
+        """Encode a reading that has something to tell, in steps, of which other readers and all who are live have theirs too."""
+        steps = encoding(subscription, reading)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                answer: Answer = end.value
+                return answer
+            await self._turn()
 
     async def _look(self, subscription: Subscription, position: Position) -> tuple[Survey, bool]:
         """Survey until nothing is open: resets settled, ends confirmed by their leaders, blocks loaded (or not to be had)."""

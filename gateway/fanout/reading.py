@@ -8,15 +8,20 @@ A cursor holds one offset per partition, so what is delivered of a partition mus
 partition is a queue, and only its head can be taken. Within that, the order of an answer is priority, timestamp, topic,
 partition, offset, and every channel that has something gets a place, as long as it and the records before it in its
 partition fit the limit; of the bound on bytes, only the records before it have to.
+
+Most readers read one channel, and those of history read thousands of records at a time. Then every record matches in the same
+way and there are no places to give: queues are slices of what the tail or the block holds, and a record costs no more than its
+place in a list.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, final, overload
 
 from gateway.fanout.cursor import Position, TopicPosition, check_width, partition_for
 from gateway.fanout.hub import Topic
@@ -33,6 +38,46 @@ class Message(NamedTuple):
     record: Record
     selection: Selection
     partition: int
+
+
+class Run(NamedTuple):
+    """Records of one partition that follow one another in an answer, as one channel shows them."""
+
+    records: Sequence[Record]
+    selection: Selection
+    partition: int
+
+
+@final
+class Messages(Sequence[Message]):
+    """Messages in runs: made one by one for those who look at them, not for those who encode a thousand of them."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self._length = sum(len(run.records) for run in runs)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Message]:
+        return (Message(record, run.selection, run.partition) for run in self.runs for record in run.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (list, Messages)) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # like a list's
 
 
 class Lost(NamedTuple):
@@ -56,7 +101,7 @@ class Reading(NamedTuple):
     its place is kept, and looking again later may find it.
     """
 
-    messages: list[Message]
+    messages: Sequence[Message]
     position: Position
     lost: list[Lost]
     up_to_date: bool
@@ -67,24 +112,33 @@ class Reading(NamedTuple):
 
 @dataclass(slots=True)
 class Queue:
-    """What is next in one partition: matching records with the selections that they match; `end` is what lies behind."""
+    """What is next in one partition: matching records, beside each the selections that it matches; `end` is what lies behind."""
 
     topic: str
     partition: int
     end: int
     at_end: bool
-    items: list[tuple[Record, Sequence[Selection]]]
+    records: Sequence[Record] = ()
+    matches: Sequence[Sequence[Selection]] = ()
     taken: int = 0
 
     def order(self) -> tuple[int, int, str, int]:
         """Return the sort key of the head: priority, timestamp, topic, partition."""
-        record, selections = self.items[self.taken]
-        return selections[0].priority, record.timestamp_ms or 0, self.topic, self.partition
+        priority = self.matches[self.taken][0].priority
+        return priority, self.records[self.taken].timestamp_ms or 0, self.topic, self.partition
 
     @property
     def next(self) -> int:
         """The next offset to read, after what was taken."""
-        return self.items[self.taken][0].offset if self.taken < len(self.items) else self.end
+        return self.records[self.taken].offset if self.taken < len(self.records) else self.end
+
+    def weigh(self, start: int, end: int) -> tuple[int, int]:
+        """Return how many messages, and how many bytes of values in them, some of the records come to."""
+        messages = size = 0
+        for record, selections in zip(self.records[start:end], self.matches[start:end], strict=True):
+            messages += len(selections)
+            size += len(selections) * _size(record)
+        return messages, size
 
 
 class _Known(NamedTuple):
@@ -140,11 +194,13 @@ def collect(subscription: Subscription, seen: Survey) -> Reading:
 
     Raises SubscriptionTooWide where partitions were added to a topic until no cursor can hold them all.
     """
-    queues = [queue for queue in seen.queues if queue.items]
-    chosen = [len(queue.items) for queue in queues] if _fits(subscription, queues) else _choose(subscription, queues)
-    found = list(_in_order(queues, chosen))
-    messages = [message for message in found if message.record.until is None]
-    holes = [Lost(m.selection, m.partition, m.record.offset, m.record.until) for m in found if m.record.until is not None]
+    queues = [queue for queue in seen.queues if queue.records]
+    if len(subscription.selections) == 1:
+        runs = _run(subscription, queues[0]) if len(queues) == 1 else _merge(subscription, queues)
+    else:
+        chosen = [len(queue.records) for queue in queues] if _fits(subscription, queues) else _choose(subscription, queues)
+        runs = _in_order(queues, chosen)
+    messages, holes = _without_holes(runs)
     offsets = {name: dict(own.offsets) for name, own in seen.position.items()}
     for queue in seen.queues:
         offsets[queue.topic][queue.partition] = queue.next
@@ -207,31 +263,32 @@ def _survey_partition(
     start = log_start if offset is None else offset if offset >= tail.start else max(offset, log_start)
     if offset is not None and start > offset:
         seen.lost += [Lost(selection, partition, offset, start) for selection in match.losing(partition)]
-    items: list[tuple[Record, Sequence[Selection]]] = []
+    records: list[Record] = []
     end = start
     if start < tail.start:
         if place in known.skip:
-            seen.queues.append(Queue(topic, partition, start, at_end=False, items=[]))
+            seen.queues.append(Queue(topic, partition, start, at_end=False))
             return
         if block is None or block.start > start:
             seen.cold[place] = (start, tail.start)
             return
-        items, seen_bytes = match.block(block, start, tail.start)
+        records, seen_bytes = match.block(block, start, tail.start)
         seen.scanned += seen_bytes
         # What a block holds of the tail's range is the tail's to give; retention may have passed all of the block meanwhile.
         end = max(start, min(block.end, tail.start))
-    if end >= tail.start and len(items) < match.most:
-        items += match.tail(tail, end)
+    if end >= tail.start and len(records) < match.most:
+        records += match.tail(tail, end)
         end = tail.end
     at_end = end >= tail.end
-    for n, (record, selections) in enumerate(items):
-        if record.until is not None and any(selection.on_loss == "fail" for selection in selections):
+    matches = match.of(records)
+    for n, record in enumerate(records) if match.may_fail else ():
+        if record.until is not None and any(selection.on_loss == "fail" for selection in matches[n]):
             # What lies before the hole is delivered first; the next reading finds it at the head, and fails.
             if not n:
-                seen.lost += [Lost(selection, partition, record.offset, record.until) for selection in selections]
-            items, end, at_end = items[:n], record.offset, False
+                seen.lost += [Lost(selection, partition, record.offset, record.until) for selection in matches[n]]
+            records, matches, end, at_end = records[:n], matches[:n], record.offset, False
             break
-    seen.queues.append(Queue(topic, partition, end, at_end, items))
+    seen.queues.append(Queue(topic, partition, end, at_end, records, matches))
 
 
 class _Match:
@@ -242,6 +299,7 @@ class _Match:
 
     def __init__(self, selections: tuple[Selection, ...], most: int, count: int) -> None:
         self.most = most
+        self.may_fail = any(selection.on_loss == "fail" for selection in selections)
         self._selections = selections
         self._count = count
         self._whole = tuple(s for s in selections if s.key is None)
@@ -256,6 +314,12 @@ class _Match:
             return self._whole if record.until is None else self._selections
         return self._keyed.get(record.key, self._whole)
 
+    def of(self, records: Sequence[Record]) -> list[Sequence[Selection]]:
+        """Return the selections that each of the records matches."""
+        if not self._keyed:
+            return [self._whole] * len(records)
+        return [self._of(record) for record in records]
+
     def losing(self, partition: int) -> Sequence[Selection]:
         """Return the selections that may have lost records of a partition."""
         if not self._count:
@@ -264,48 +328,95 @@ class _Match:
         # A key's partition of before the count changed: whose it was is not known any more.
         return own or self._selections
 
-    def tail(self, tail: Tail, offset: int) -> list[tuple[Record, Sequence[Selection]]]:
+    def tail(self, tail: Tail, offset: int) -> Sequence[Record]:
         """Return what matches in a tail from `offset` on."""
         if self._whole:
-            return [(record, self._of(record)) for record in tail.since(offset, None, self.most)]
+            return tail.since(offset, None, self.most)
         records = [record for key in self._keyed for record in tail.since(offset, key, self.most)]
         if len(self._keyed) > 1:
             # By offset, and once: a hole comes with every key.
             records = [record for _, record in sorted({record.offset: record for record in records}.items())]
-        return [(record, self._of(record)) for record in records[: self.most]]
+        return records[: self.most]
 
-    def block(self, block: Block, offset: int, until: int) -> tuple[list[tuple[Record, Sequence[Selection]]], int]:
+    def block(self, block: Block, offset: int, until: int) -> tuple[list[Record], int]:
         """Return what matches in a block from `offset` on and below `until`, and the bytes scanned for it."""
         records = block.records
         first = bisect_left(records, offset, key=lambda record: record.offset)
         last = bisect_left(records, until, lo=first, key=lambda record: record.offset)
         if self._whole:
-            found = [(record, self._of(record)) for record in records[first : min(last, first + self.most)]]
-            return found, sum(len(record.value or b"") for record, _ in found)
-        items: list[tuple[Record, Sequence[Selection]]] = []
+            found = records[first : min(last, first + self.most)]
+            return found, sum([len(record.value or b"") for record in found])
+        found = []
         scanned = 0
         for record in records[first:last]:
             scanned += len(record.value or b"") + len(record.key or b"")
-            if selections := self._of(record):
-                items.append((record, selections))
-                if len(items) == self.most:
+            if self._of(record):
+                found.append(record)
+                if len(found) == self.most:
                     break
-        return items, scanned
+        return found, scanned
 
 
 def _size(record: Record) -> int:
     return len(record.value) if record.value is not None else 0
 
 
-def _fits(subscription: Subscription, queues: Iterable[Queue]) -> bool:
-    messages = size = 0
-    for queue in queues:
-        for record, selections in queue.items:
-            messages += len(selections)
-            size += len(selections) * _size(record)
-        if messages > subscription.limit or size > subscription.max_bytes:
-            return False
-    return True
+def _without_holes(runs: list[Run]) -> tuple[Messages, list[Lost]]:
+    holes = [
+        Lost(run.selection, run.partition, record.offset, record.until)
+        for run in runs
+        for record in run.records
+        if record.until is not None
+    ]
+    if holes:
+        kept = (run._replace(records=[record for record in run.records if record.until is None]) for run in runs)
+        runs = [run for run in kept if run.records]
+    return Messages(runs), holes
+
+
+def _run(subscription: Subscription, queue: Queue) -> list[Run]:
+    """Take what comes first of the one queue of the one channel that is read."""
+    records = queue.records[: subscription.limit]
+    sizes = [_size(record) for record in records]
+    if sum(sizes) > subscription.max_bytes:
+        records = records[: max(1, bisect_right(list(accumulate(sizes)), subscription.max_bytes))]
+    queue.taken = len(records)
+    return [Run(records, *subscription.selections, queue.partition)]
+
+
+def _merge(subscription: Subscription, queues: Sequence[Queue]) -> list[Run]:
+    """Take what comes first of the one channel that is read: its partitions in their order, merged by timestamps."""
+    (selection,) = subscription.selections
+    runs: list[Run] = []
+    into, last = list[Record](), -1
+    heads = [(queue.records[0].timestamp_ms or 0, n) for n, queue in enumerate(queues)]
+    heapify(heads)
+    taken = size = 0
+    while heads and taken < subscription.limit:
+        n = heads[0][1]
+        queue = queues[n]
+        record = queue.records[queue.taken]
+        size += _size(record)
+        if size > subscription.max_bytes and taken:
+            break
+        if n != last:
+            into, last = [], n
+            runs.append(Run(into, selection, queue.partition))
+        into.append(record)
+        taken += 1
+        queue.taken += 1
+        if queue.taken < len(queue.records):
+            heapreplace(heads, (queue.records[queue.taken].timestamp_ms or 0, n))
+        else:
+            heappop(heads)
+    return runs
+
+
+def _fits(subscription: Subscription, queues: Sequence[Queue]) -> bool:
+    if sum(len(queue.records) for queue in queues) > subscription.limit:
+        return False
+    weights = [queue.weigh(0, len(queue.records)) for queue in queues]
+    return sum(own[0] for own in weights) <= subscription.limit and sum(own[1] for own in weights) <= subscription.max_bytes
 
 
 def _choose(subscription: Subscription, queues: list[Queue]) -> list[int]:
@@ -313,12 +424,12 @@ def _choose(subscription: Subscription, queues: list[Queue]) -> list[int]:
     chosen = _places(subscription, queues)
     messages = size = 0
     for queue, count in zip(queues, chosen, strict=True):
-        messages += sum(len(selections) for _, selections in queue.items[:count])
-        size += sum(_size(record) * len(selections) for record, selections in queue.items[:count])
+        own = queue.weigh(0, count)
+        messages, size = messages + own[0], size + own[1]
     at = {id(queue): n for n, queue in enumerate(queues)}
-    for queue, item in _merged(queues, chosen, [len(queue.items) for queue in queues]):
-        messages += len(item[1])
-        size += _size(item[0]) * len(item[1])
+    for queue, record, selections in _merged(queues, chosen, [len(queue.records) for queue in queues]):
+        messages += len(selections)
+        size += _size(record) * len(selections)
         if messages > subscription.limit or size > subscription.max_bytes:
             return chosen if any(chosen) else [int(q is queue) for q in queues]
         chosen[at[id(queue)]] += 1
@@ -327,19 +438,17 @@ def _choose(subscription: Subscription, queues: list[Queue]) -> list[int]:
 
 def _places(subscription: Subscription, queues: list[Queue]) -> list[int]:
     chosen = [0] * len(queues)
-    if len(subscription.selections) == 1:
-        return chosen
     depths = _depths(queues)
     for selection in sorted(subscription.selections, key=lambda s: (s.priority, s.channel)):
         depth, n = depths.get(selection, (0, 0))
         if depth <= chosen[n]:
             continue
-        taken = [item for queue, count in zip(queues, chosen, strict=True) for item in queue.items[:count]]
-        before = queues[n].items[chosen[n] : depth - 1]
-        messages = sum(len(selections) for _, selections in (*taken, *before, queues[n].items[depth - 1]))
-        size = sum(_size(record) * len(selections) for record, selections in (*taken, *before))
+        taken = [queue.weigh(0, count) for queue, count in zip(queues, chosen, strict=True)]
+        before = queues[n].weigh(chosen[n], depth - 1)
+        messages = sum(own[0] for own in (*taken, before)) + len(queues[n].matches[depth - 1])
+        size = sum(own[1] for own in (*taken, before))
         # The place itself is not weighed, or a channel of large records would never have one beside another such.
-        if messages <= subscription.limit and (not before or size <= subscription.max_bytes):
+        if messages <= subscription.limit and (not before[0] or size <= subscription.max_bytes):
             chosen[n] = depth
     return chosen
 
@@ -352,7 +461,7 @@ def _depths(queues: list[Queue]) -> dict[Selection, tuple[int, int]]:
     depths: dict[Selection, tuple[int, int]] = {}
     for n, queue in enumerate(queues):
         seen = set[int]()
-        for depth, (_, selections) in enumerate(queue.items, 1):
+        for depth, selections in enumerate(queue.matches, 1):
             if id(selections) not in seen:  # records of one key have one and the same tuple
                 seen.add(id(selections))
                 for selection in selections:
@@ -360,17 +469,21 @@ def _depths(queues: list[Queue]) -> dict[Selection, tuple[int, int]]:
     return depths
 
 
-def _in_order(queues: list[Queue], chosen: list[int]) -> Iterator[Message]:
-    for queue, (record, selections) in _merged(queues, [0] * len(queues), chosen):
+def _in_order(queues: list[Queue], chosen: list[int]) -> list[Run]:
+    runs: list[Run] = []
+    into, last, at = list[Record](), None, -1
+    for queue, record, selections in _merged(queues, [0] * len(queues), chosen):
         for selection in selections:
-            yield Message(record, selection, queue.partition)
+            if selection is not last or queue.partition != at:
+                into, last, at = [], selection, queue.partition
+                runs.append(Run(into, selection, at))
+            into.append(record)
     for queue, count in zip(queues, chosen, strict=True):
         queue.taken = count
+    return runs
 
 
-def _merged(
-    queues: list[Queue], starts: list[int], ends: list[int]
-) -> Iterator[tuple[Queue, tuple[Record, Sequence[Selection]]]]:
+def _merged(queues: list[Queue], starts: list[int], ends: list[int]) -> Iterator[tuple[Queue, Record, Sequence[Selection]]]:
     """Merge queues by the order of their heads, from `starts` to `ends`; offsets of a partition always ascend."""
     for queue, start in zip(queues, starts, strict=True):
         queue.taken = start
@@ -379,7 +492,7 @@ def _merged(
     while heap:
         n = heap[0][1]
         queue = queues[n]
-        yield queue, queue.items[queue.taken]
+        yield queue, queue.records[queue.taken], queue.matches[queue.taken]
         queue.taken += 1
         if queue.taken < ends[n]:
             heapreplace(heap, (queue.order(), n))

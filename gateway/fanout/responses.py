@@ -1,15 +1,25 @@
-"""Shared, encoded answers: what many waiters at one place with one view receive is built once (sans-I/O)."""
+"""Shared, encoded answers: what many waiters at one place with one view receive is built once (sans-I/O).
+
+Theory of operation. What live readers get is small or encoded already. A thousand records of history take milliseconds, and eight
+megabytes of them a hundred: `encoding` is one build in steps, between which its caller lets others run.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from gateway import wire
 from gateway.fanout.cursor import encode
-from gateway.fanout.reading import Reading
+from gateway.fanout.reading import Message, Messages, Reading, Run
 from gateway.fanout.subscription import Subscription
+
+# A step of encoding takes about a millisecond: so many bytes of values, where each record counts for some beside its value.
+STEP_BYTES = 2**18
+_RECORD_BYTES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +27,7 @@ class Answer:
     """One answer, ready to be written: `body` is JSON, empty for 204.
 
     `delivered` counts messages and `lost` the offsets that retention took, both by channel pattern; `timestamps_ms` are
-    those of the messages that have one.
+    those of live messages that have one: how old history is says nothing.
     """
 
     cursor: str
@@ -39,29 +49,54 @@ def empty(cursor: str) -> Answer:
 
 def build(subscription: Subscription, reading: Reading, cursor: str | None = None) -> Answer:
     """Encode a reading that has something to tell (200). `cursor` is its position's, where the caller has it already."""
+    steps = encoding(subscription, reading, cursor)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def encoding(subscription: Subscription, reading: Reading, cursor: str | None = None) -> Generator[None, None, Answer]:
+    """Build an answer in steps of about a millisecond, and return it (see `build`)."""
     cursor = encode(reading.position) if cursor is None else cursor
-    messages = [
-        wire.message(m.record, m.partition, m.selection.channel, m.selection.format, m.selection.headers)
-        if subscription.view == "full"
-        else wire.bare_value(m.record, m.selection.format)
-        for m in reading.messages
-    ]
-    body = wire.answer(cursor, messages, [entry.document() for entry in reading.lost], up_to_date=reading.up_to_date)
+    pieces: list[bytes] = []
     delivered: dict[str, int] = {}
-    for m in reading.messages:
-        pattern = m.selection.pattern
-        delivered[pattern] = delivered.get(pattern, 0) + 1
+    left = STEP_BYTES
+    for (records, selection, partition), weight in _steps(reading.messages):
+        if left < 0:
+            yield
+            left = STEP_BYTES
+        left -= weight
+        if subscription.view == "full":
+            pieces += wire.messages(
+                records, partition, selection.channel, selection.format, selection.headers, first=not pieces
+            )
+        else:
+            pieces += wire.bare_values(records, selection.format, first=not pieces)
+        delivered[selection.pattern] = delivered.get(selection.pattern, 0) + len(records)
+    body = wire.answer(cursor, pieces, [entry.document() for entry in reading.lost], up_to_date=reading.up_to_date)
     lost: dict[str, int] = {}
     for entry in reading.lost:
         pattern = entry.selection.pattern
         lost[pattern] = lost.get(pattern, 0) + entry.end - entry.start
+    live = () if reading.scanned else reading.messages
     return Answer(
-        cursor,
-        body,
-        delivered,
-        lost,
-        tuple(m.record.timestamp_ms for m in reading.messages if m.record.timestamp_ms is not None),
+        cursor, body, delivered, lost, tuple(m.record.timestamp_ms for m in live if m.record.timestamp_ms is not None)
     )
+
+
+def _steps(messages: Sequence[Message]) -> Iterator[tuple[Run, int]]:
+    """Yield runs of at most a step's worth, or of one record, with their weight."""
+    runs = messages.runs if isinstance(messages, Messages) else [Run([m.record], m.selection, m.partition) for m in messages]
+    for run in runs:
+        sums = list(accumulate([len(record.value or b"") + _RECORD_BYTES for record in run.records]))
+        start = before = 0
+        while start < len(sums):
+            end = max(start + 1, bisect_right(sums, before + STEP_BYTES))
+            yield run._replace(records=run.records[start:end]), sums[end - 1] - before
+            start, before = end, sums[end - 1]
 
 
 class Responses:

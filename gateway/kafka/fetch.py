@@ -306,7 +306,13 @@ class Decoder:
         while True:
             try:
                 records = [
-                    Record(r.offset, None if (at := r.timestamp) == _NO_TIME else at, r.key, r.value, tuple(r.headers))
+                    Record(
+                        r.offset,
+                        None if (at := r.timestamp) == _NO_TIME else at,
+                        r.key,
+                        r.value,
+                        tuple(named) if (named := r.headers) else (),
+                    )
                     for r in islice(found, most)
                 ]
             except UnicodeDecodeError:

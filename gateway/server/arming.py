@@ -156,12 +156,16 @@ class Arming:
         parts = cut(head)
         if parts is None:
             return None
+        armed = self.get(peer, parts)
+        return None if armed is None else (armed, parts.cursor)
+
+    def get(self, peer: str, parts: Cut) -> Armed | None:
+        """Return what a head that has been cut came to before."""
         digest = self._digest(peer, parts)
         armed = self._table.get(digest)
-        if armed is None:
-            return None
-        self._table.move_to_end(digest)
-        return armed, parts.cursor
+        if armed is not None:
+            self._table.move_to_end(digest)
+        return armed
 
     def bare(self, head: bytes) -> bytes:
         """Return a head without the fields that are ignored."""

@@ -251,6 +251,13 @@ class Crowd:
         channels = " ".join(selection.channel for selection in self.subscription.selections)
         return f"<Crowd {channels} wait={self.wait:g} {self.cohort!r}>"
 
+    def touch(self, now: float) -> None:
+        """Note that its topics are polled: they stay live."""
+        for name in self.subscription.topics:
+            topic = self._hub.topic(name)
+            if topic is not None:
+                topic.last_polled = now
+
     def known(self, cursor: bytes) -> Outcome | None:
         """Return what was found for a cursor, if its topics have not changed since."""
         version = 0

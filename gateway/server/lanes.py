@@ -121,6 +121,7 @@ class Lanes:
         self._places = Places()
         self._dates = Dates(unix_clock)
         self._crowds: WeakValueDictionary[Shape, Crowd] = WeakValueDictionary()
+        self._labels: set[str] = set()
         self._lanes: dict[Lane, None] = {}
         self._queue: deque[Delivery] = deque()
         self._scheduled = False
@@ -176,11 +177,15 @@ class Lanes:
         if crowd is None:
             crowd = Crowd(shape, hub=self._hub, reader=self._reader, places=self._places, dates=self._dates)
             self._crowds[shape] = crowd
+            self._labels.update(shape.subscription.labels)
         return crowd
 
     def _armed(self, given: Handover, facts: Facts, crowd: Crowd, now: float) -> Armed:
         principal = facts.principal
         address_key = bucket_key(facts.address)
+        known = self._arming.get(facts.peer, given.parts)
+        if known is not None and known.crowd is crowd and known.principal is principal and now <= known.over:
+            return known  # one client's many connections share it
         armed = Armed(
             given.parts,
             crowd,
@@ -284,6 +289,7 @@ class Lanes:
     def _settle(self, lane: Lane, cursor: bytes, outcome: Outcome, now: float) -> None:
         """Answer a poll that has been let in, or park it."""
         crowd = lane.armed.crowd
+        crowd.touch(now)
         if outcome.answer.body or not crowd.wait:
             self._send(lane, outcome.data(crowd), now)
             why = RECORDS if outcome.answer.body else TIMEOUT
@@ -365,6 +371,7 @@ class Lanes:
         crowd = delivery.cohort.crowd
         now = self._clock()
         outcome = self._outcome(delivery, crowd, now)
+        crowd.touch(now)  # its topics must not be given up between this answer and the next poll
         if outcome is None:
             return self._return(delivery, until)
         if delivery.why in (RECORDS, CHANGED) and not outcome.answer.body:
@@ -386,6 +393,7 @@ class Lanes:
                 break
         else:
             until = 0.0
+            cohort.members = []  # an alarm may know the cohort for a while
         self._slots.held -= len(done)
         now = self._clock()
         self._accounts.answered(done, outcome, delivery.why, now)
@@ -557,7 +565,10 @@ class Lanes:
 
     def readings(self) -> Iterator[Reading]:
         """Yield what is parked, by channel pattern."""
-        parked = Counter(lane.cohort.crowd.subscription.labels for lane in self._lanes if lane.cohort is not None)
-        for labels, count in parked.items():
-            for label in labels:
-                yield Reading("gateway_parked_waiters", (label,), count)
+        parked = dict.fromkeys(self._labels, 0)
+        crowds = Counter(lane.cohort.crowd for lane in self._lanes if lane.cohort is not None)
+        for crowd, count in crowds.items():
+            for label in crowd.subscription.labels:
+                parked[label] += count
+        for label, count in parked.items():
+            yield Reading("gateway_parked_waiters", (label,), count)

@@ -106,7 +106,9 @@ class Connection(RequestHandler):
                 self._head += data
         super().data_received(data)
         self._watch_body()
-        waiting = self._waiter is not None and not self._waiter.done() and not self._messages
+        # A connection that has just been made does not wait for anything yet, but the first bytes may be there already.
+        idle = self._request_count == 0 if self._waiter is None else not self._waiter.done()
+        waiting = idle and not self._messages
         if not waiting:
             self._stop_counting()
         elif self._head_handle is None:

@@ -169,7 +169,8 @@ class Subscribe:
                 reading = None
                 if found is None:
                     reading = self._reader.peek(subscription, position) or await self._reader.read(subscription, position)
-                    found = self._worth_telling(subscription, position, reading)
+                    # It awaits only where there is something to tell, and so nothing to park for.
+                    found = await self._worth_telling(subscription, position, reading)
                 if found is not None and poll.linger and sum(found.delivered.values()) in range(1, subscription.limit):
                     # Past the token's end there would be nothing to give: what was found in time is given in time.
                     most = hold.until - TICK - self._clock() if hold.expires else math.inf
@@ -205,21 +206,34 @@ class Subscribe:
 
     def _key(self, subscription: Subscription, position: Position) -> tuple[object, ...]:
         """Return all that the bytes of an answer from memory depend on."""
-        places = tuple(
-            (name, own.id_hash, tuple(sorted(own.offsets.items())), own.partition_count) for name, own in position.items()
-        )
         versions = tuple((id(t), t.version) for name in subscription.topics if (t := self._hub.topic(name)) is not None)
-        return subscription, places, versions
+        return subscription, _places(position), versions
 
     def _shared(self, subscription: Subscription, position: Position) -> Answer | None:
         return self._responses.get(self._key(subscription, position))
 
-    def _worth_telling(self, subscription: Subscription, position: Position, reading: Reading) -> Answer | None:
+    async def _worth_telling(self, subscription: Subscription, position: Position, reading: Reading) -> Answer | None:
         if not (reading.messages or reading.lost or not (reading.up_to_date or reading.failed)):
             return None
+        if reading.scanned:
+            return await self._of_history(subscription, position, reading)
         answer = build(subscription, reading)
-        if reading.messages and not reading.scanned and not reading.lost and not reading.failed:
+        if reading.messages and not reading.lost and not reading.failed:
             self._responses.put(self._key(subscription, position), answer)
+        return answer
+
+    async def _of_history(self, subscription: Subscription, position: Position, reading: Reading) -> Answer:
+        """Return the answer of what came from the archive; those who replay the same share it.
+
+        Between two positions of one log lie the same records for all, unless some are gone.
+        """
+        shared = not (reading.lost or reading.failed) and all(own.id_hash for own in position.values())
+        key = subscription, _places(position), _places(reading.position), reading.up_to_date
+        answer = self._responses.get(key) if shared else None
+        if answer is None:
+            answer = await self._reader.encode(subscription, reading)
+            if shared:
+                self._responses.put(key, answer)
         return answer
 
     async def _linger(self, subscription: Subscription, position: Position, found: Answer, seconds: float) -> Answer:
@@ -267,6 +281,10 @@ class Subscribe:
         if exchange.outcome in (DRAINED, REVOKED):
             response.force_close()
         return response
+
+
+def _places(position: Position) -> tuple[object, ...]:
+    return tuple((name, own.id_hash, tuple(sorted(own.offsets.items())), own.partition_count) for name, own in position.items())
 
 
 def _repeatable(request: web.Request) -> bool:

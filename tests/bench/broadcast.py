@@ -26,6 +26,7 @@ COLUMNS = {
     "lost": "lost",
     "doubled": "doubled",
     "errors": "errors",
+    "others_percent": "others on its core %",
     "loop_gap_ms": "loop gap <= ms",
 }
 WARM_UP = 4

@@ -27,9 +27,10 @@ CALM = {"log.retention.check.interval.ms": "300000", "log.initial.task.delay.ms"
 class KafkaBroker:
     """A running broker. `kind` says which it is, `title` to people."""
 
-    def __init__(self, kind: str, address: str) -> None:
+    def __init__(self, kind: str, address: str, pid: int) -> None:
         self.kind = kind
         self.address = address
+        self.pid = pid
         self.title = "Apache Kafka" if kind == "apache" else "the dev broker"
         self._admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
 
@@ -76,20 +77,23 @@ def broker(kind: Kind, directory: Path) -> Iterator[KafkaBroker]:
     if kind == "apache" and lack:
         raise Failed(lack)
     if kind == "dev" or lack:
-        with _dev(directory) as address:
-            yield KafkaBroker("dev", address)
+        with _dev(directory) as started:
+            yield started
         return
     with on_core(LOAD_CORE), ApacheKafka(directory / "kafka", properties=CALM) as kafka:
-        started = KafkaBroker("apache", kafka.address)
+        process = kafka.nodes[0].process
+        if process is None:
+            raise AssertionError("a node that was started has a process")
+        started = KafkaBroker("apache", kafka.address, process.pid)
         started.warm_up()
         yield started
 
 
 @contextlib.contextmanager
-def _dev(directory: Path) -> Iterator[str]:
+def _dev(directory: Path) -> Iterator[KafkaBroker]:
     port = free_ports(1)[0]
     command = [sys.executable, "-m", "bench.dev_broker", str(port)]
     with running(command, core=LOAD_CORE, cwd=TESTS, log=directory / "broker.log", stdout=subprocess.PIPE) as process:
         if process.stdout is None or not process.stdout.readline():
             raise Failed("the dev broker did not start")
-        yield f"127.0.0.1:{port}"
+        yield KafkaBroker("dev", f"127.0.0.1:{port}", process.pid)

@@ -25,6 +25,7 @@ COLUMNS = {
     "lost": "lost",
     "doubled": "doubled",
     "errors": "errors",
+    "others_percent": "others on its core %",
     "loop_gap_ms": "loop gap <= ms",
 }
 SIZE = 1024

@@ -40,7 +40,8 @@ class Channels:
         end = self._ends[channel]
         lacking = 0 if cursor is None else end - int(cursor)
         if cursor is not None and not lacking:
-            return answer(b"", Grip_Hold="response", Grip_Channel=channel, Grip_Timeout=str(HOLD_SECONDS), Next_Cursor=str(end))
+            hold = f"{channel}; prev-id={end}"
+            return answer(b"", Grip_Hold="response", Grip_Channel=hold, Grip_Timeout=str(HOLD_SECONDS), Next_Cursor=str(end))
         return answer(b"".join(self._messages[channel][-lacking:]) if lacking else b"", Next_Cursor=str(end))
 
     def append(self, channel: str, message: bytes) -> bytes:
@@ -48,7 +49,7 @@ class Channels:
         self._messages[channel] = [*self._messages[channel][-KEPT:], message]
         end = self._ends[channel] = self._ends[channel] + 1
         formats = {"http-response": {"headers": {"Next-Cursor": str(end)}, "body": message.decode()}}
-        item = {"channel": channel, "formats": formats}
+        item = {"channel": channel, "id": str(end), "prev-id": str(end - 1), "formats": formats}
         self._publish(orjson.dumps({"items": [item]}))
         return answer(b"")
 

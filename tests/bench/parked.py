@@ -23,6 +23,7 @@ COLUMNS = {
     "lost": "lost",
     "doubled": "doubled",
     "errors": "errors",
+    "others_percent": "others on its core %",
     "loop_gap_ms": "loop gap <= ms",
 }
 # Slow servers do fewer cycles than asked for: so many seconds of them.

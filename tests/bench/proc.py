@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")
 GONE = (FileNotFoundError, ProcessLookupError)
 
 
@@ -54,6 +56,16 @@ def cpu(pids: Iterable[int]) -> float:
 def _cpu_clock(pid: int) -> int:
     # As clock_getcpuclockid(3) makes it; 2 stands for the scheduler's exact time.
     return (~pid << 3) | 2
+
+
+def core_busy(core: int) -> float:
+    """Return the seconds that a core has not been idle, whoever used it."""
+    for line in (PROC / "stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+            return (user + nice + system + irq + softirq + steal) / TICKS
+    return 0.0
 
 
 def memory(pids: Iterable[int]) -> Memory:

@@ -41,6 +41,10 @@ class Sink(Protocol):
         """Wait until all that was sent has arrived."""
         ...
 
+    def latencies(self) -> list[float]:
+        """Return the seconds that Kafka took to store each message since this was asked last; empty without Kafka."""
+        ...
+
 
 class KafkaSink:
     """A topic, at once and without lingering. `batched`: as much as possible instead, for filling."""
@@ -53,10 +57,13 @@ class KafkaSink:
         self._producer = Producer(settings)
         self._topic = topic
         self._failed: list[str] = []
+        self._latencies: list[float] = []
 
-    def _delivered(self, error: Any, _: Any) -> None:
+    def _delivered(self, error: Any, stored: Any) -> None:
         if error is not None:
             self._failed.append(str(error))
+        else:
+            self._latencies.append(stored.latency())
 
     def send(self, key: str | None, number: int, size: int) -> None:
         while True:
@@ -72,6 +79,10 @@ class KafkaSink:
         self._producer.flush(60)
         if self._failed:
             raise RuntimeError(f"{len(self._failed)} messages were not stored: {self._failed[0]}")
+
+    def latencies(self) -> list[float]:
+        latencies, self._latencies = self._latencies, []
+        return latencies
 
 
 class HttpSink:
@@ -118,6 +129,9 @@ class HttpSink:
         for which in range(HTTP_CONNECTIONS):
             self._settle(which)
 
+    def latencies(self) -> list[float]:
+        return []
+
 
 def _whole_size(answer: bytes) -> int:
     head, _, _ = answer.partition(b"\r\n\r\n")
@@ -155,7 +169,13 @@ class Sender:
             self._send(names[number % keys] if keys else None, size)
         took = time.monotonic() - begun
         self._sink.finish()
-        return {"sent": count, "n": max(self._numbers.values()), "rate": count / took, "behind_ms": behind * 1_000}
+        stored = sorted(self._sink.latencies())
+        return {
+            "n": max(self._numbers.values()),
+            "rate": count / took,
+            "behind_ms": behind * 1_000,
+            "stored_p99_ms": stored[int(len(stored) * 0.99)] * 1_000 if stored else None,
+        }
 
     def fill(self, size: int, count: int) -> dict[str, Any]:
         """Send as fast as may be."""

@@ -56,6 +56,8 @@ class Running:
     """What the server tells about itself; empty where it tells nothing."""
     asking: Callable[[str, int, str], Plan] | None = None
     """Make a plan for another channel, so many clients, and further query parameters."""
+    rest: float = 0.003
+    """Seconds without work after which nothing is left to do: more where processes wait for each other's timers."""
     most_at_once: int | None = None
     """Polls that may come at the same time, where more are refused in part."""
     history: Mapping[str, Any] | None = None
@@ -68,9 +70,7 @@ class Running:
     def check_burst(self, clients: int) -> None:
         """Raise Missing where they cannot."""
         if not self.bears(clients):
-            raise Missing(
-                f"it refuses many of {clients:,} polls that come at the same time (502), so it is measured with fewer"
-            )
+            raise Missing(f"it refuses or loses some of {clients:,} polls that come at the same time")
 
     @property
     def tree(self) -> list[int]:
@@ -89,12 +89,12 @@ class Running:
         return proc.memory(self.tree)
 
     def settle(self, timeout: float = 60.0) -> None:
-        """Wait until the server has worked off what it was sent: until it leaves its core alone for some milliseconds."""
+        """Wait until the server has worked off what it was sent: until it leaves its core alone for a while."""
         pids = [*self.tree, *(pid for roots in self.apart.values() for root in roots for pid in proc.tree(root))]
         deadline = time.monotonic() + timeout
         before, since = proc.cpu(pids), time.monotonic()
         while True:
-            time.sleep(0.003)
+            time.sleep(self.rest)
             after, now = proc.cpu(pids), time.monotonic()
             if after - before < (now - since) * 0.1:
                 return

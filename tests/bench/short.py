@@ -16,6 +16,7 @@ COLUMNS = {
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
     "errors": "errors",
+    "others_percent": "others on its core %",
     "loop_gap_ms": "loop gap <= ms",
 }
 WARM_UP_SECONDS = 0.5

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench import proc
 from bench.fleet import fleet
 from bench.serving import ServerContext, Setting, Work
 from bench.source import source
@@ -20,9 +21,13 @@ COLUMNS = {
     "core_percent": "core %",
     "messages_per_answer": "messages/answer",
     "sent_per_s": "sent/s",
+    "stored_p99_ms": "stored in Kafka p99 ms",
+    "kafka_percent": "Kafka's core %",
+    "load_percent": "load %",
     "lost": "lost",
     "doubled": "doubled",
     "errors": "errors",
+    "others_percent": "others on its core %",
     "loop_gap_ms": "loop gap <= ms",
 }
 WARM_UP_SECONDS = 1.0
@@ -44,7 +49,8 @@ def measure(
         source(server.sink, setting.directory) as messages,
         fleet(server.plan, setting.directory) as crowd,
     ):
-        server.check_burst(clients)
+        if keyed:
+            server.check_burst(clients)
         crowd.connect()
         server.settle()
         last = 1 if keyed else warm_up
@@ -54,16 +60,20 @@ def measure(
         crowd.reached()
         server.settle()
         last += count // keys if keyed else count
+        kafka = proc.cpu([setting.broker.pid])
         with Window(server, crowd) as window:
             crowd.await_message(last)
             messages.begin("steady", size=size, count=count, rate=rate, keys=keys)
             sent = messages.done(60 + count / rate)
             crowd.reached()
         figures = window.figures()
+        kafka = proc.cpu([setting.broker.pid]) - kafka
         return {
             **figures,
             "us_per_delivery": figures["cpu_s"] / (window.report.messages or 1) * 1e6,
             "messages_per_answer": window.report.messages / (window.report.answers or 1),
             "sent_per_s": sent["rate"],
+            "stored_p99_ms": sent["stored_p99_ms"],
+            "kafka_percent": 100 * kafka / window.seconds,
             "producer_behind_ms": sent["behind_ms"],
         }

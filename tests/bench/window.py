@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from bench import proc
 from bench.fleet import Fleet, Report
+from bench.processes import SERVER_CORE
 from bench.serving import Running
 
 SHORTEST = 0.05
@@ -34,6 +35,7 @@ class Window:
         self._lag = _lag(self._server.metrics())
         self._fleet.start()
         self._before = self._used()
+        self._busy = proc.core_busy(SERVER_CORE)
         self._begun = time.monotonic()
         return self
 
@@ -42,6 +44,7 @@ class Window:
             return
         self.seconds = time.monotonic() - self._begun
         self.cpu = {name: used - self._before[name] for name, used in self._used().items()}
+        self._busy = proc.core_busy(SERVER_CORE) - self._busy
         self.report = self._fleet.report()
         self.loop_gap_ms = largest_gap(self._lag, _lag(self._server.metrics()))
 
@@ -52,6 +55,11 @@ class Window:
         """Return the percentage of a core; None for a window in which nothing was done."""
         return 100 * self.cpu[name] / self.seconds if self.seconds > SHORTEST else None
 
+    def _others(self) -> float | None:
+        """Return the percentage of the server's core that went to others: with much of it, the figures are worth little."""
+        others = max(0.0, self._busy - self.cpu["server"])
+        return 100 * others / self.seconds if self.seconds > SHORTEST else None
+
     def figures(self) -> dict[str, Any]:
         """Return what every measurement shows."""
         apart = {f"cpu_s_{name}": used for name, used in self.cpu.items() if name not in ("server", "load")}
@@ -61,6 +69,7 @@ class Window:
             "cpu_s": self.cpu["server"],
             "core_percent": self._share("server"),
             "load_percent": self._share("load"),
+            "others_percent": self._others(),
             "loop_gap_ms": self.loop_gap_ms,
             **apart,
         }

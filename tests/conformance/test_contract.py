@@ -91,7 +91,9 @@ def _timeless(answer: tuple[bytes, bytes] | None) -> tuple[bytes, bytes] | None:
 def _caught_up(gateway: Background) -> bool:
     broker, topics = gateway.live.broker, gateway.live.gateway.hub.topics
     return all(
-        tail.end == broker.end_offset(name, partition) for name, topic in topics.items() for partition, tail in topic.tails.items()
+        tail.end == broker.end_offset(name, partition)
+        for name, topic in topics.items()
+        for partition, tail in topic.tails.items()
     )
 
 

@@ -255,6 +255,7 @@ class World:
             clock=self.clock,
             unix_clock=self.unix,
         )
+        self._principals: dict[Principal, Principal] = {}
         for name, partitions in (("a", 2), ("b", 1)):
             self.kafka.create(name, partitions)
 
@@ -290,7 +291,9 @@ class World:
         head = f"GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: {subject}\r\n{more}\r\n".encode()
         client = Client(self, head)
         expires_at = None if expires is None else self.unix.now + expires
-        principal = Principal("test", subject, {}, frozenset(), expires_at, signed_by)
+        # One token is one principal, as with the authenticator's cache.
+        given = Principal("test", subject, {}, frozenset(), expires_at, signed_by)
+        principal = self._principals.setdefault(given, given)
         selections = tuple(Selection(topic, topic, topic, key) for topic in topics)
         facts = Facts(Subscription(selections, limit), wait, principal, ADDRESS, PEER)
         link = f'<{target.replace("%", CURSOR)}>; rel="next"'

@@ -138,6 +138,15 @@ def test_a_look_notes_that_its_topics_are_polled(world: World) -> None:
     assert [world.hub.topics[name].last_polled for name in "ab"] == [77.0, 77.0]
 
 
+def test_its_topics_can_be_kept_live_without_a_look(world: World) -> None:
+    """Those that are there."""
+    crowd = world.crowd("a", "b")
+    world.hub.forget("b")
+    crowd.touch(78.0)
+    assert world.hub.topics["a"].last_polled == 78.0
+    assert world.hub.topic("b") is None
+
+
 def test_outcomes_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that come with ever other cursors do not fill the memory."""
     monkeypatch.setattr(crowd_module, "_MOST_OUTCOMES", 3)
@@ -177,6 +186,50 @@ def test_somebody_at_a_position_is_told_what_his_cursor_would_be(world: World) -
     assert (ways[0][0], ways[0][1], ways[0][3]) == (200, world.end("a"), True)
     world.hub.forget("a")
     assert all_ways() == []
+
+
+def ended(world: World, crowd: Crowd, topic: str) -> bytes:
+    """Return the cursor of somebody who was told where the tails end now, as woken readers are."""
+    here = world.hub.topics[topic]
+    found = crowd.look_from({topic: here.position}, here.moves.number, 0.0)
+    assert found is not None
+    return found.cursor
+
+
+def test_a_reader_of_a_key_is_told_what_the_last_moves_brought_for_it(world: World) -> None:
+    """Also where keys were of no interest when they were made; from two partitions it is merged by time, as everywhere."""
+    crowd = world.crowd("a", key=b"k")
+    cursor = ended(world, crowd, "a")
+    world.kafka.say("a", 0, b"other")
+    assert (looked(crowd, cursor).status, looked(crowd, cursor).cursor) == (204, world.end("a"))
+    world.kafka.say("a", 0, b"k", at=2)
+    world.kafka.say("a", 1, b"k", at=1)
+    body = json.loads(looked(crowd, cursor).answer.body)
+    assert [(m["partition"], m["offset"]) for m in body["messages"]] == [(1, 0), (0, 1)]
+    assert body["cursor"].encode() == world.end("a")
+
+
+def test_more_than_an_answer_holds_is_not_told_from_moves(world: World) -> None:
+    """It is read from the tails, in parts."""
+    crowd = world.crowd("b", limit=2)
+    cursor = ended(world, crowd, "b")
+    for _ in range(3):
+        world.kafka.say("b", 0, b"k")
+    found = looked(crowd, cursor)
+    assert [message["offset"] for message in json.loads(found.answer.body)["messages"]] == [0, 1]
+    assert not found.at_tail
+
+
+def test_ends_of_tails_are_bounded(world: World) -> None:
+    """Forgetting one costs another look and nothing else."""
+    world.places = Places(3)
+    crowd, cursors = world.crowd("b"), []
+    for _ in range(6):
+        cursors.append(ended(world, crowd, "b"))
+        world.kafka.say("b", 0, b"k")
+        assert len(world.places._ends) <= 3
+    told = [json.loads(looked(crowd, cursor).answer.body)["messages"] for cursor in cursors]
+    assert [[message["offset"] for message in messages] for messages in told] == [list(range(n, 6)) for n in range(6)]
 
 
 def test_an_empty_answer_needs_no_look(world: World) -> None:

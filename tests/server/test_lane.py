@@ -130,6 +130,14 @@ async def test_half_a_head_that_turns_out_to_be_another_is_replayed_whole(world:
     assert client.replayed == b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+async def test_a_poll_behind_half_a_head_is_none(world: World):
+    """The bytes before it belong to it."""
+    client = world.client(wait=0)
+    client.send(b"GET /")
+    client.poll()
+    assert client.replayed == b"GET /" + client.request()
+
+
 async def test_two_polls_at_once_are_replayed(world: World):
     """Also where the first one begins as the armed head does and the second one ends so."""
     client = world.client(wait=0)

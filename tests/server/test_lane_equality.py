@@ -19,7 +19,7 @@ from livegateway import TOPICS, configuration, parked, token
 from rawhttp import comparable
 from waiting import eventually
 
-from gateway.app import Gateway, serving
+from gateway.app import serving
 from gateway.devbroker.server import Broker
 from gateway.fanout.cursor import encode
 
@@ -162,11 +162,16 @@ class Send:
 
 @dataclass(frozen=True)
 class Hold:
-    """A poll that parks, what is sent behind it, and records that end it."""
+    """A poll that parks, what is sent behind it (`later`: once it is parked), and records that end it.
+
+    `company`: the same poll has been parked on another connection.
+    """
 
     request: Request
     behind: tuple[Request, ...]
     cuts: tuple[int, ...]
+    later: bool
+    company: bool
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,8 @@ held = st.builds(
 steps = st.one_of(
     *[st.builds(Send, alone, cuts, st.integers(1, 3))] * 4,
     st.builds(Send, together, cuts),
-    st.builds(Hold, held, st.one_of(st.just(()), alone), cuts),
+    st.builds(Hold, held, st.one_of(st.just(()), alone), cuts, st.booleans(), st.booleans()),
+    st.builds(Hold, held, st.just(()), st.just(()), st.just(value=False), st.booleans()),
     st.builds(Append, st.sampled_from(["news", "notes"]), st.integers(1, 3)),
 )
 
@@ -326,16 +332,10 @@ class Talk:
         sent = step.requests if isinstance(step, Send) else (step.request, *step.behind)
         self._cursors["end"] = encode({"news": self._world.gateways[0].hub.topics["news"].position})
         data = [one if isinstance(one, bytes) else one.data(self._cursors) for one in sent]
-        pieces = list(_cut(b"".join(data), step.cuts))
         if isinstance(step, Hold):
-            self._connect()
-            for side in self._sides:
-                await side.send(pieces)
-            # What is broken behind it, in one piece with it, is answered at once.
-            await eventually(self._rests, interval=0.001)
-            self._world.broker.append("news", 0, [b'{"n":4}'])
-            pieces = []
-        await self.exchange(pieces, data)
+            await self._hold(step, data)
+        else:
+            await self.exchange(list(_cut(b"".join(data), step.cuts)), data)
         if len(data) > 1:
             await self.end()  # requests behind others: there is no lane any more
 
@@ -362,9 +362,35 @@ class Talk:
         if self._sides:
             await self.exchange([LAST], [LAST])
 
-    def _rests(self) -> bool:
-        answered = select.select([side.connection for side in self._sides], [], [], 0)[0]
-        return len(answered) == len(self._sides) or (not answered and all(map(parked, self._world.gateways)))
+    async def _hold(self, step: Hold, data: Sequence[bytes]) -> None:
+        company = Talk(self._world, self._cursors)
+        try:
+            if step.company:
+                await company.park([data[0]], 1)
+            first = data[:1] if step.later else data
+            await self.park(list(_cut(b"".join(first), step.cuts)), 1 + step.company)
+            if len(first) < len(data):
+                await self.park(list(_cut(b"".join(data[1:]), step.cuts)), 1 + step.company)
+            self._world.broker.append("news", 0, [b'{"n":4}'])
+            await self.exchange([], data)
+            if step.company:
+                await company.exchange([], data[:1])
+        finally:
+            company.drop()
+
+    async def park(self, pieces: Sequence[bytes], count: int) -> None:
+        """Send a poll, and wait until it is one of `count` that are parked, at each gateway."""
+        self._connect()
+        for side in self._sides:
+            await side.send(pieces)
+
+        def rests() -> bool:
+            # What is broken behind it, in one piece with it, is answered at once.
+            answered = select.select([side.connection for side in self._sides], [], [], 0)[0]
+            asleep = all(parked(gateway) == count for gateway in self._world.gateways)
+            return len(answered) == len(self._sides) or (not answered and asleep)
+
+        await eventually(rests, interval=0.001)
 
     def _connect(self) -> None:
         for gateway in self._world.gateways[len(self._sides) :]:

@@ -62,6 +62,22 @@ async def test_a_poll_with_nothing_to_read_parks_until_there_is(world: World):
     assert repr(world.lanes) == "<Lanes 5, 1 armed, 1 crowds, Slots(0 of 10000 held by 0, 1000 each)>"
 
 
+async def test_one_clients_connections_share_what_their_head_came_to(world: World):
+    """As long as it holds."""
+    first, second, other = world.client(), world.client(), world.client(subject="bob")
+    assert first.lane.armed is second.lane.armed
+    assert other.lane.armed is not first.lane.armed
+    world.lanes._arming.revoke()
+    first.lane.armed.revoke()
+    third = world.client()
+    assert third.lane.armed is not first.lane.armed
+    soon = [world.client("b", wait=20, expires=1.5) for _ in range(2)]
+    assert soon[0].lane.armed is soon[1].lane.armed
+    await world.after(0.6)
+    late = world.client("b", wait=20, expires=0.9)
+    assert late.lane.armed is not soon[0].lane.armed
+
+
 async def test_polls_with_another_wait_or_other_fields_are_another_crowd(world: World):
     """They end at another time, or get other bytes; once nobody is left, the crowd is forgotten."""
     clients = [world.client(), world.client(wait=29), world.client("b"), world.client(key=b"k")]
@@ -215,6 +231,29 @@ async def test_a_sleeper_is_replayed_with_a_fresh_cursor(world: World):
     world.hub.forget("a")
     await world.turn()
     assert client.replayed == client.request(place)
+
+
+async def test_who_leaves_before_he_is_replayed_is_left_out(world: World):
+    """There is nobody to be answered."""
+    client, other = world.client(), world.client()
+    world.hub.forget("a")
+    client.lose()
+    await world.turn()
+    assert (client.replayed, client.outcomes) == (None, [])
+    assert other.replayed
+    assert held(world) == (0, 0)
+
+
+async def test_topics_that_are_polled_over_lanes_stay_live(world: World):
+    """Also by short polls that find nothing, and from an answer on until the next poll."""
+    short, parked = world.client(wait=0), world.client("b")
+    await world.after(5)
+    short.poll()
+    assert world.hub.topics["a"].last_polled == world.clock.now
+    world.say("b")
+    await world.turn()
+    assert world.hub.topics["b"].last_polled == world.clock.now
+    assert len(parked.answers) == 1
 
 
 async def test_a_handler_that_offers_what_cannot_be_is_a_mistake(world: World):
@@ -429,6 +468,19 @@ async def test_a_member_that_left_does_not_hold_up_the_others(world: World):
     assert [len(client.answers) for client in clients] == [0, 0, 1, 1]
 
 
+async def test_an_alarm_of_those_who_left_is_set_anew_for_who_came_after_them(world: World):
+    """It comes when nobody's time is over."""
+    early = [world.client(wait=3) for _ in range(2)]
+    await world.after(1)
+    late = world.client(wait=3)
+    for client in early:
+        client.lose()
+    await world.after(2.5)
+    assert late.outcomes == []
+    await world.after(0.7)
+    assert late.outcomes == [204]
+
+
 async def test_alarms_of_cohorts_that_woke_are_no_alarms(world: World):
     """They come when nobody sleeps there."""
     client = world.client(wait=3)
@@ -588,6 +640,20 @@ async def test_a_client_that_takes_nothing_is_cut_off(world: World):
     still.lose()
     await world.after(STUCK_SECONDS)
     assert [client.transport.ended for client in clients] == ["aborted", "aborted", "aborted"]
+
+
+async def test_a_lane_is_idle_from_when_its_answer_was_out():
+    """However long the socket took."""
+    world = World(keepalive=20.0)
+    client = world.client(wait=0)
+    client.transport.full = True
+    client.poll()
+    await world.after(19)
+    client.drained()
+    await world.after(18)
+    assert client.transport.ended == ""
+    await world.after(3.2)
+    assert client.transport.ended == "closed"
 
 
 async def test_a_lane_that_was_replayed_is_swept_no_more():
@@ -904,7 +970,7 @@ async def test_parked_polls_are_read_by_channel_pattern(world: World):
     world.say()
     assert readings() == {"a": 3, "b": 1}
     await world.turn()
-    assert readings() == {}
+    assert readings() == {"a": 0, "b": 0}
     assert len(clients[0].answers) == 1
 
 

@@ -411,4 +411,4 @@ class Model(RuleBasedStateMachine):
 
 def test_no_chain_of_cursors_loses_or_doubles_a_record():
     """In the order of each partition; whoever sleeps has nothing to read, holds one slot, and is told in time."""
-    run_state_machine_as_test(Model, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Model, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))

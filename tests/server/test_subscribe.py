@@ -19,7 +19,7 @@ NOT_LEADER = 6
 
 @pytest.fixture(autouse=True, params=["lane", "aiohttp"])
 def _lane(request, monkeypatch):
-    """Connections stay, and repeated polls move to lanes, or there are none: nothing else differs."""
+    """Keep connections, and have repeated polls move to lanes, or not: nothing else differs."""
     monkeypatch.setattr(livegateway, "FORCE_CLOSE", False)
     if request.param == "aiohttp":
         monkeypatch.setattr(livegateway, "CONFIG", CONFIG + "lane: {enabled: false}\n")
