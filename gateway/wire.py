@@ -122,17 +122,18 @@ def compact_json(value: bytes) -> bytes | None:
     try:
         if not value.isascii():
             value.decode("utf-8")
-        compact: bytes = msgspec.json.format(value, indent=-1)
+        compact: bytes = _format(value, indent=-1)
     except (ValueError, RecursionError):
         return None
-    # Without the first 65 of a bracket: that searches with memchr, where `count` looks at each byte.
-    opened = 2 * len(compact) - len(compact.replace(b"{", b"", MAX_DEPTH + 1)) - len(compact.replace(b"[", b"", MAX_DEPTH + 1))
-    if opened > MAX_DEPTH and _depth(compact) > MAX_DEPTH:
+    # What is left without the first 65 of each bracket: that searches with memchr, where `count` looks at every byte.
+    left = len(compact.replace(b"{", b"", MAX_DEPTH + 1)) + len(compact.replace(b"[", b"", MAX_DEPTH + 1))
+    if left < 2 * len(compact) - MAX_DEPTH and _depth(compact) > MAX_DEPTH:
         return None
     # Most producers write compact JSON: then it need not be kept twice.
     return value if compact == value else compact
 
 
+_format = msgspec.json.format
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -197,18 +198,19 @@ def messages(
 def _envelope(record: Record, partition: int, view: tuple[Format, Sequence[str]]) -> tuple[object, bytes, bytes]:
     """Return the view, what stands between the channel and the value, and the value with what belongs to it."""
     fmt, headers = view
-    if record.value is None:
-        value = b'null,"tombstone":true'
+    value, timestamp_ms, key = record.value, record.timestamp_ms, record.key
+    if value is None:
+        shown = b'null,"tombstone":true'
     else:
-        value = _shown(record.value, fmt) or _base64(record.value) + b',"encoding":"base64"'
+        shown = (compact_json(value) if fmt == "json" else _shown(value, fmt)) or _base64(value) + b',"encoding":"base64"'
     before = b',"partition":%d,"offset":%d,"timestamp":%b,"key":%b,"headers":%b,"value":' % (
         partition,
         record.offset,
-        b"null" if record.timestamp_ms is None else b"%d" % record.timestamp_ms,
-        _key(record.key),
+        b"null" if timestamp_ms is None else b"%d" % timestamp_ms,
+        b"null" if key is None else _key(key),
         _headers(record, headers) if headers else b"[]",
     )
-    return view, before, value
+    return view, before, shown
 
 
 def bare_values(records: Sequence[Record], fmt: Format, *, first: bool) -> list[bytes]:

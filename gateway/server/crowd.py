@@ -12,6 +12,7 @@ by definition, however long he has been there, so the moment with which the hub 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import formatdate
 from typing import Any, NamedTuple
@@ -29,8 +30,9 @@ from gateway.wire import MAX_LINKED_CURSOR
 CURSOR = "\0"
 """Stands for the cursor in the fields that a crowd is made of; no field can hold it otherwise."""
 
-_MOST_OUTCOMES = 1_000
 _MOST_PLACES = 4_096
+_MOST_PARTITIONS = 65_536
+_OUTCOME_BYTES = 1_000
 _MOST_GONE = 64
 _OK, _NO_CONTENT = 200, 204
 
@@ -78,8 +80,10 @@ class End:
 class Places:
     """Positions by the cursor that stands for them: most cursors come back soon after they were given."""
 
-    def __init__(self, most: int = _MOST_PLACES) -> None:
+    def __init__(self, most: int = _MOST_PLACES, most_partitions: int = _MOST_PARTITIONS) -> None:
         self._most = most
+        self._most_partitions = most_partitions
+        self._partitions = 0
         self._known: dict[bytes, Position] = {}
         self._ends: dict[bytes, End] = {}
         self._newest: dict[str, End] = {}
@@ -127,8 +131,10 @@ class Places:
         return bound if len(bound) == len(topics) else None
 
     def _keep(self, cursor: bytes, position: Position) -> None:
-        if len(self._known) >= self._most:
+        self._partitions += sum(len(own.offsets) for own in position.values())
+        if len(self._known) >= self._most or self._partitions > self._most_partitions:
             self._known.clear()
+            self._partitions = 0
         self._known[cursor] = position
 
 
@@ -145,6 +151,11 @@ class Outcome:
         self._data = b""
         self._second = -1
         self._crowd: Crowd | None = None
+
+    @property
+    def cost(self) -> int:
+        """Bytes charged to the memory bound of what crowds keep: the body is there alone, and behind its head."""
+        return _OUTCOME_BYTES + self.answer.cost + len(self.answer.body)
 
     @property
     def status(self) -> int:
@@ -210,10 +221,32 @@ class Cohort(Waiter):
         return self.crowd.subscription.position_at(moment) if self.apart is None else advance(self.apart, moment)
 
 
+class Kept:
+    """What all crowds keep of their outcomes, in bytes: over `max_bytes` those that looked longest ago forget theirs."""
+
+    def __init__(self, max_bytes: int = 32 * 2**20) -> None:
+        self._max_bytes = max_bytes
+        self._costs: OrderedDict[Crowd, int] = OrderedDict()
+        self.cost = 0
+
+    def add(self, crowd: Crowd, cost: int) -> None:
+        """Charge what a crowd has begun to keep."""
+        self._costs[crowd] = self._costs.pop(crowd, 0) + cost
+        self.cost += cost
+        while self.cost > self._max_bytes:
+            oldest, freed = self._costs.popitem(last=False)
+            self.cost -= freed
+            oldest.forget()
+
+    def drop(self, crowd: Crowd) -> None:
+        """Note that a crowd has forgotten all."""
+        self.cost -= self._costs.pop(crowd, 0)
+
+
 class Crowd:
     """Polls that agree in all but the cursor. `cohort` is where those at the end of the tails sleep, if any do."""
 
-    def __init__(self, shape: Shape, *, hub: Hub, reader: Reader, places: Places, dates: Dates) -> None:
+    def __init__(self, shape: Shape, *, hub: Hub, reader: Reader, places: Places, kept: Kept, dates: Dates) -> None:
         self.subscription = shape.subscription
         self.wait = shape.wait
         self.cohort: Cohort | None = None
@@ -222,6 +255,7 @@ class Crowd:
         self._hub = hub
         self._reader = reader
         self._places = places
+        self._kept = kept
         self._heads: dict[tuple[int, bool], tuple[bytes, ...]] = {}
         self._topics: list[Topic] = []
         self._version = -1
@@ -235,6 +269,7 @@ class Crowd:
         "_fields",
         "_heads",
         "_hub",
+        "_kept",
         "_outcomes",
         "_places",
         "_reader",
@@ -336,11 +371,17 @@ class Crowd:
         answer = build(self.subscription, reading) if telling else empty(encoded.decode())
         outcome = Outcome(answer, encoded, reading.position, at_tail=reading.at_tail)
         version = sum(topic.version for topic in topics)
-        if version != self._version or topics != self._topics or len(self._outcomes) >= _MOST_OUTCOMES:
-            self._outcomes.clear()
+        if version != self._version or topics != self._topics:
+            self.forget()
+            self._kept.drop(self)
             self._topics, self._version = topics, version
         self._outcomes[cursor] = outcome
+        self._kept.add(self, outcome.cost)
         return outcome
+
+    def forget(self) -> None:
+        """Keep no outcome any more."""
+        self._outcomes.clear()
 
     def nothing(self, position: Position) -> Outcome:
         """Return the empty answer of somebody at a position."""

@@ -36,7 +36,7 @@ from gateway.server.accounts import Accounts
 from gateway.server.address import bucket_key
 from gateway.server.admission import LEAST_HOLD
 from gateway.server.arming import Armed, Arming, Cut
-from gateway.server.crowd import Cohort, Crowd, Dates, Outcome, Places, Shape
+from gateway.server.crowd import Cohort, Crowd, Dates, Kept, Outcome, Places, Shape
 from gateway.server.lane import Handover, Lane
 from gateway.server.parking import DRAINED, EXPIRED, REVOKED
 from gateway.server.protocol import Connection
@@ -119,6 +119,7 @@ class Lanes:
         self._unix_clock = unix_clock
         self._offset = unix_clock() - clock()
         self._places = Places()
+        self._kept = Kept()
         self._dates = Dates(unix_clock)
         self._crowds: WeakValueDictionary[Shape, Crowd] = WeakValueDictionary()
         self._labels: set[str] = set()
@@ -175,7 +176,7 @@ class Lanes:
     def _crowd(self, shape: Shape) -> Crowd:
         crowd = self._crowds.get(shape)
         if crowd is None:
-            crowd = Crowd(shape, hub=self._hub, reader=self._reader, places=self._places, dates=self._dates)
+            crowd = Crowd(shape, hub=self._hub, reader=self._reader, places=self._places, kept=self._kept, dates=self._dates)
             self._crowds[shape] = crowd
             self._labels.update(shape.subscription.labels)
         return crowd
@@ -359,7 +360,15 @@ class Lanes:
         """Answer until the time of a slice is over, and schedule the next one if anything is left."""
         until = self._clock() + SLICE_SECONDS
         while self._queue:
-            if self._portion(self._queue[0], until):
+            try:
+                done = self._portion(self._queue[0], until)
+            except Exception:  # noqa: BLE001
+                # One crowd's trouble must not end the deliveries of all others.
+                _log.exception("a delivery failed")
+                for lane in self._queue[0].lanes:
+                    lane.transport.abort()
+                done = True
+            if done:
                 self._queue.popleft()
             if self._queue and self._clock() > until:
                 asyncio.get_running_loop().call_soon(self._slice)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 
 from gateway import wire
 from gateway.auth.principal import Principal
@@ -39,6 +40,21 @@ from gateway.server.protocol import Connection
 # History that could not be fetched is looked for again this often while a poll is held, in seconds.
 RETRY_PAUSE = 1.0
 JSON = "application/json"
+
+
+# Bodies beyond this size are not copied behind their head.
+LARGE = 2**16
+
+
+class Large(web.Response):
+    """A response whose body is written as it is: aiohttp would copy it behind the head, for each client anew."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Begin with the head alone."""
+        writer = await super().prepare(request)
+        if writer is not None:
+            writer.send_headers()
+        return writer
 
 
 class Hold(NamedTuple):
@@ -276,7 +292,9 @@ class Subscribe:
         headers = self._fields(request, poll, answer.cursor)
         if status == web.HTTPOk.status_code:
             headers = {"Content-Type": JSON, **headers}
-        response = web.Response(status=status, body=answer.body or None, headers=headers)
+        response = (Large if len(answer.body) > LARGE else web.Response)(
+            status=status, body=answer.body or None, headers=headers
+        )
         exchange = request[EXCHANGE]
         if exchange.outcome in (DRAINED, REVOKED):
             response.force_close()

@@ -13,8 +13,7 @@ from gateway.fanout.cursor import Position, TopicPosition, encode
 from gateway.fanout.hub import Hub
 from gateway.fanout.reader import Reader
 from gateway.fanout.subscription import Selection, Subscription
-from gateway.server import crowd as crowd_module
-from gateway.server.crowd import CURSOR, Cohort, Crowd, Dates, Outcome, Places, Shape
+from gateway.server.crowd import CURSOR, Cohort, Crowd, Dates, Kept, Outcome, Places, Shape
 from gateway.wire import MAX_LINKED_CURSOR
 
 FIELDS = (
@@ -44,6 +43,7 @@ class World:
         self.hub = Hub(budget=2**20, tail_budget=2**20)
         self.kafka = FakeKafka(self.hub)
         self.places = Places()
+        self.kept = Kept()
         self.reader = Reader(self.hub, self.kafka)
         self.dates = Dates(self.clock)
         self.peeked = 0
@@ -59,7 +59,7 @@ class World:
     ) -> Crowd:
         selections = tuple(Selection(name, f"{name}/{{x}}", name, key) for name in topics or ("a",))
         shape = Shape(Subscription(selections, limit), wait, fields)
-        return Crowd(shape, hub=self.hub, reader=self, places=self.places, dates=self.dates)
+        return Crowd(shape, hub=self.hub, reader=self, places=self.places, kept=self.kept, dates=self.dates)
 
     def end(self, *topics: str) -> bytes:
         return encode({name: self.hub.topics[name].position for name in topics or ("a",)}).encode()
@@ -147,15 +147,32 @@ def test_its_topics_can_be_kept_live_without_a_look(world: World) -> None:
     assert world.hub.topic("b") is None
 
 
-def test_outcomes_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that come with ever other cursors do not fill the memory."""
-    monkeypatch.setattr(crowd_module, "_MOST_OUTCOMES", 3)
-    crowd = world.crowd("b")
+def test_what_crowds_keep_is_bounded_in_bytes(world: World) -> None:
+    """Clients that come with ever other cursors do not fill the memory: who looked longest ago forgets first."""
+    world.kept = Kept(max_bytes=14_000)
+    first, second = world.crowd("b"), world.crowd("b", wait=1.0)
     for _ in range(5):
         world.kafka.say("b", 0, b"k")
     cursors = [encode({"b": world.hub.topics["b"].position._replace(offsets={0: n})}).encode() for n in range(5)]
-    found = [looked(crowd, cursor) for cursor in cursors]
-    assert [crowd.known(cursor) for cursor in cursors] == [None, None, None, found[3], found[4]]
+    found = [looked(first, cursor) for cursor in cursors]
+    assert [first.known(cursor) for cursor in cursors] == found
+    found = [looked(second, cursor) for cursor in cursors]
+    assert [first.known(cursor) for cursor in cursors] == [None] * 5
+    assert [second.known(cursor) for cursor in cursors] == found
+    assert 0 < world.kept.cost <= 14_000
+    world.kafka.say("b", 0, b"k")
+    looked(second, cursors[0])
+    assert world.kept.cost < 7_000
+
+
+def test_wide_cursors_are_remembered_for_a_shorter_time() -> None:
+    """The bound is on partitions as well as on cursors."""
+    places = Places(most_partitions=600)
+    wide = [{"b": TopicPosition(0, dict.fromkeys(range(250), offset))} for offset in range(3)]
+    first, _, third = (places.cursor(position) for position in wide)
+    assert len(places) == 1
+    assert places.position(third, ("b",)) is wide[2]
+    assert places.position(first, ("b",)) == wide[0]
 
 
 def test_a_limited_look_goes_on_where_it_ended(world: World) -> None:

@@ -135,12 +135,12 @@ ODD: dict[str, Sequence[Any]] = {
 
 
 @st.composite
-def polls(draw: st.DrawFn) -> Request:
-    """Draw a poll: in half of the cases the usual one, else one that is usual in most respects."""
-    request = Request()
-    for fields in draw(st.sampled_from([(), (), (), (GOOD,), (GOOD, GOOD), (GOOD, ODD), (ODD,), (ODD, ODD)])):
-        name = draw(st.sampled_from(sorted(fields)))
-        request = replace(request, **{name: draw(st.sampled_from(fields[name]))})
+def changed(draw: st.DrawFn, bases: st.SearchStrategy[Request], *changes: dict[str, Sequence[Any]]) -> Request:
+    """Draw a poll that differs from a base in one respect for each of `changes`."""
+    request = draw(bases)
+    for values in changes:
+        name = draw(st.sampled_from(sorted(values)))
+        request = replace(request, **{name: draw(st.sampled_from(values[name]))})
     return request
 
 
@@ -182,9 +182,7 @@ class Append:
     count: int
 
 
-alone = st.tuples(polls())
 cuts = st.one_of(st.just(()), st.lists(st.integers(0, 4_000), max_size=4).map(tuple))
-together = st.lists(st.one_of(polls(), polls(), publishes, st.sampled_from(GARBAGE)), min_size=1, max_size=3).map(tuple)
 held = st.builds(
     Request,
     cursor=st.just("end"),
@@ -193,13 +191,34 @@ held = st.builds(
     token=st.sampled_from(["ann", "renewed"]),
     fields=st.sampled_from(GOOD["fields"]),
 )
-steps = st.one_of(
-    *[st.builds(Send, alone, cuts, st.integers(1, 3))] * 4,
-    st.builds(Send, together, cuts),
-    st.builds(Hold, held, st.one_of(st.just(()), alone), cuts, st.booleans(), st.booleans()),
-    st.builds(Hold, held, st.just(()), st.just(()), st.just(value=False), st.booleans()),
-    st.builds(Append, st.sampled_from(["news", "notes"]), st.integers(1, 3)),
-)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[Send | Hold | Append]:
+    """Draw steps of a few clients whose polls are mostly alike."""
+    fields = {"fields": GOOD["fields"]}
+    bases = draw(
+        st.lists(
+            st.one_of(changed(st.just(Request()), fields), changed(st.just(Request()), GOOD, GOOD)), min_size=1, max_size=2
+        )
+    )
+    usual = st.sampled_from(bases)
+    others = {name: [*GOOD[name], *ODD.get(name, ())] for name in ("token", "origin")}
+    cursors = {"cursor": ODD["cursor"]}
+    polls = st.one_of(
+        usual, usual, changed(usual, others), changed(usual, fields, cursors), changed(usual, GOOD), changed(usual, ODD, fields)
+    )
+    alone = st.tuples(polls)
+    anything = st.one_of(polls, polls, publishes, st.sampled_from(GARBAGE))
+    steps = st.one_of(
+        *[st.builds(Send, alone, cuts, st.integers(1, 3))] * 3,
+        st.builds(Send, st.tuples(anything), cuts),
+        st.builds(Send, st.lists(anything, min_size=2, max_size=3).map(tuple), cuts),
+        st.builds(Hold, held, st.one_of(st.just(()), alone), cuts, st.booleans(), st.booleans()),
+        st.builds(Hold, held, st.just(()), st.just(()), st.just(value=False), st.booleans()),
+        st.builds(Append, st.sampled_from(["news", "notes"]), st.integers(1, 3)),
+    )
+    return draw(st.lists(steps, min_size=2, max_size=12))
 
 
 # --- what comes back ---
@@ -417,7 +436,7 @@ def world() -> Iterator[World]:
             runner.run(one.stack.aclose())
 
 
-@given(script=st.lists(steps, min_size=2, max_size=10))
+@given(script=scripts())
 def test_a_connection_cannot_tell_whether_there_are_lanes(world: World, script: list[Send | Hold | Append]) -> None:
     """Answers, byte by byte, and the moment of closing are the same."""
     world.runner.run(world.play(script))
