@@ -1,7 +1,7 @@
 """The HTTP contract as pure functions: parameters in, envelopes and problem documents out (sans-I/O).
 
-A record is encoded once: the part of its envelope that does not depend on the client is kept in `Record.shown`, as what comes
-before the value and the value itself, which is the record's own where the producer wrote it so. Joining them to an answer copies
+A record is encoded once: what of its envelope does not depend on the client is kept in `Record.shown`, as what comes before the
+value and the value, which is the record's own where the producer wrote compact JSON. Joining these pieces to an answer copies
 bytes and encodes nothing.
 """
 

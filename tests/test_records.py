@@ -1,10 +1,11 @@
 """Records: what they cost and when they are equal."""
 
+import gc
 import tracemalloc
 
 import pytest
 
-from gateway.records import OVERHEAD_BYTES, Block, Record
+from gateway.records import OVERHEAD_BYTES, Block, Record, cost_of
 
 
 def test_the_cost_covers_twice_the_bytes_and_the_objects() -> None:
@@ -22,7 +23,7 @@ def test_the_overhead_is_not_less_than_a_record_takes() -> None:
         held = []
         for n in range(1_000):
             record = Record(1_000_000 + n, 1_795_334_400_000 + n, b"key-%d" % n, bytes(100))
-            record.shown = (("json", ()), bytes(110))
+            record.shown = (("json", ()), bytes(90), bytes(100))
             held.append(record)
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
@@ -30,10 +31,21 @@ def test_the_overhead_is_not_less_than_a_record_takes() -> None:
     assert taken <= sum(record.cost for record in held)
 
 
+def test_the_cost_of_many_is_the_sum_of_theirs() -> None:
+    records = [Record(0, 0, b"k", b"value"), Record(1, 0, None, None), Record(2, 0, b"k", b"v", (("name", b"1"), ("n", None)))]
+    assert cost_of(records) == sum(record.cost for record in records)
+    assert cost_of([]) == 0
+
+
+def test_records_are_no_work_for_the_garbage_collector() -> None:
+    """They cannot be part of a cycle, and there are hundreds of thousands of them."""
+    assert not gc.is_tracked(Record(0, 0, b"k", b"v", (("name", b"1"),)))
+
+
 def test_records_are_equal_by_what_was_produced() -> None:
     record = Record(1, 2, b"k", b"v", (("h", b"x"),))
     same = Record(1, 2, b"k", b"v", (("h", b"x"),))
-    same.shown = ("json", b"")
+    same.shown = ("json", b"", b"")
     assert record == same
     for other in (
         Record(9, 2, b"k", b"v", (("h", b"x"),)),

@@ -18,9 +18,9 @@ from gateway.wire import (
     From,
     accepts,
     answer,
-    bare_value,
+    bare_values,
     compact_json,
-    message,
+    messages,
     next_link,
     parse_from,
     parse_poll,
@@ -222,6 +222,14 @@ def test_nothing_but_white_space_is_touched(text: bytes, compact: bytes) -> None
 # --- envelopes ---
 
 
+def message(record: Record, partition: int, channel: str, fmt: Any, headers: Sequence[str]) -> bytes:
+    return b"".join(messages([record], partition, channel, fmt, headers, first=True))
+
+
+def bare_value(record: Record, fmt: Any) -> bytes:
+    return b"".join(bare_values([record], fmt, first=True))
+
+
 def test_an_envelope_is_the_contracts() -> None:
     record = Record(1071, 1795334400000, b"42", b'{"text": "hi"}', (("trace", b"abc"), ("other", b"x"), ("trace", None)))
     text = message(record, 3, "chat/42", "json", ("trace",))
@@ -293,6 +301,30 @@ def test_an_envelope_parses_whatever_the_record_holds(record: Record, channel: s
         assert envelope["value"] == json.loads(record.value)
 
 
+@given(st.lists(st.lists(RECORDS, min_size=1, max_size=3), max_size=3), FORMATS)
+def test_runs_of_records_join_to_one_list(runs: list[list[Record]], fmt: Any) -> None:
+    """Each piece in its place: what many show is what each of them shows."""
+    pieces: list[bytes] = []
+    bare: list[bytes] = []
+    for n, run in enumerate(runs):
+        pieces += messages(run, n, f"c{n}", fmt, ("a",), first=not pieces)
+    single = [json.loads(message(record, n, f"c{n}", fmt, ("a",))) for n, run in enumerate(runs) for record in run]
+    assert json.loads(answer("c", pieces, [], up_to_date=True))["messages"] == single
+    for run in runs:
+        bare += bare_values(run, fmt, first=not bare)
+    assert json.loads(answer("c", bare, [], up_to_date=True))["messages"] == [
+        json.loads(bare_value(record, fmt)) for run in runs for record in run
+    ]
+
+
+@pytest.mark.parametrize(("value", "same"), [(b'{"a":[1,2]}', True), (b'{"a": [1, 2]}', False)])
+def test_a_value_that_is_compact_already_is_not_kept_twice(value: bytes, same: bool) -> None:
+    record = Record(1, 0, None, value)
+    assert json.loads(message(record, 0, "c", "json", ()))["value"] == {"a": [1, 2]}
+    assert record.shown is not None
+    assert (record.shown[2] is value) is same
+
+
 @given(RECORDS, FORMATS)
 def test_a_bare_value_parses_whatever_the_record_holds(record: Record, fmt: Any) -> None:
     value = json.loads(bare_value(record, fmt))
@@ -321,7 +353,7 @@ def test_an_envelope_is_encoded_once_for_each_view() -> None:
 def test_an_answer_joins_what_is_encoded() -> None:
     assert answer("AbC", [], [], up_to_date=True) == b'{"cursor":"AbC","messages":[],"up_to_date":true}'
     lost = [{"channel": "a", "partition": 3, "from": 12, "to": 57}]
-    assert json.loads(answer("AbC", [b"1", b"[2]"], lost, up_to_date=False)) == {
+    assert json.loads(answer("AbC", [b"1", b",", b"[2]"], lost, up_to_date=False)) == {
         "cursor": "AbC",
         "messages": [1, [2]],
         "lost": lost,

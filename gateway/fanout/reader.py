@@ -123,7 +123,7 @@ class Reader:
                 return reading._replace(failed=failed)
 
     async def encode(self, subscription: Subscription, reading: Reading) -> Answer:
-        """Encode a reading that has something to tell, in steps, of which other readers and all who are live have theirs too."""
+        """Encode a reading that has something to tell, in steps, between which others have their turn."""
         steps = encoding(subscription, reading)
         while True:
             try:

@@ -112,7 +112,7 @@ class Reading(NamedTuple):
 
 @dataclass(slots=True)
 class Queue:
-    """What is next in one partition: matching records, beside each the selections that it matches; `end` is what lies behind."""
+    """What is next in one partition: matching records, and beside each what it matches; `end` is what lies behind."""
 
     topic: str
     partition: int
@@ -381,12 +381,11 @@ def _run(subscription: Subscription, queue: Queue) -> list[Run]:
     if sum(sizes) > subscription.max_bytes:
         records = records[: max(1, bisect_right(list(accumulate(sizes)), subscription.max_bytes))]
     queue.taken = len(records)
-    return [Run(records, *subscription.selections, queue.partition)]
+    return [Run(records, subscription.selections[0], queue.partition)]
 
 
 def _merge(subscription: Subscription, queues: Sequence[Queue]) -> list[Run]:
     """Take what comes first of the one channel that is read: its partitions in their order, merged by timestamps."""
-    (selection,) = subscription.selections
     runs: list[Run] = []
     into, last = list[Record](), -1
     heads = [(queue.records[0].timestamp_ms or 0, n) for n, queue in enumerate(queues)]
@@ -401,7 +400,7 @@ def _merge(subscription: Subscription, queues: Sequence[Queue]) -> list[Run]:
             break
         if n != last:
             into, last = [], n
-            runs.append(Run(into, selection, queue.partition))
+            runs.append(Run(into, subscription.selections[0], queue.partition))
         into.append(record)
         taken += 1
         queue.taken += 1

@@ -1,7 +1,7 @@
 """Shared, encoded answers: what many waiters at one place with one view receive is built once (sans-I/O).
 
-Theory of operation. What live readers get is small or encoded already. A thousand records of history take milliseconds, and eight
-megabytes of them a hundred: `encoding` is one build in steps, between which its caller lets others run.
+Theory of operation. What live readers get is small or encoded already. A thousand records of history take milliseconds, eight
+megabytes of them tens: `encoding` is one build in steps, between which its caller lets others run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.fanout.reading import Message, Messages, Reading, Run
 from gateway.fanout.subscription import Subscription
 
 # A step of encoding takes about a millisecond: so many bytes of values, where each record counts for some beside its value.
-STEP_BYTES = 2**18
+STEP_BYTES = 2**19
 _RECORD_BYTES = 500
 
 
@@ -63,12 +63,12 @@ def encoding(subscription: Subscription, reading: Reading, cursor: str | None = 
     cursor = encode(reading.position) if cursor is None else cursor
     pieces: list[bytes] = []
     delivered: dict[str, int] = {}
-    left = STEP_BYTES
+    spent = 0
     for (records, selection, partition), weight in _steps(reading.messages):
-        if left < 0:
+        if spent and spent + weight > STEP_BYTES:
             yield
-            left = STEP_BYTES
-        left -= weight
+            spent = 0
+        spent += weight
         if subscription.view == "full":
             pieces += wire.messages(
                 records, partition, selection.channel, selection.format, selection.headers, first=not pieces

@@ -184,8 +184,8 @@ def _haproxy(directory: Path, clients: int, front: int, port: int) -> Iterator[l
     if program is None:
         raise Missing("haproxy is not installed")
     count = -(-clients // HAPROXY_CLIENTS)
-    # The kernel deals connections out at random: some room for one process to get more than its share.
     file = directory / "haproxy.cfg"
+    # The kernel deals connections out at random: some room for one process to get more than its share.
     file.write_text(HAPROXY.format(maxconn=HAPROXY_CLIENTS + 300, front=front, port=port))
     with contextlib.ExitStack() as stack:
         log = directory / "haproxy.log"

@@ -11,6 +11,7 @@ from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode,
 from gateway.fanout.hub import Hub, Topic
 from gateway.fanout.reader import Reader
 from gateway.fanout.reading import Reading
+from gateway.fanout.responses import STEP_BYTES, build
 from gateway.fanout.subscription import Selection, Subscription
 from gateway.records import Block, Record
 from gateway.wire import From
@@ -443,6 +444,32 @@ async def test_histories_are_gone_through_by_one_reader_in_each_turn_of_the_loop
 
     await asyncio.gather(live(), *(old() for _ in range(5)))
     assert len(set(ended)) == 5
+
+
+async def test_histories_are_encoded_by_one_reader_in_each_turn_of_the_loop(world: World) -> None:
+    """However many are at it: between two steps everybody who is live has a turn."""
+    world.kafka.create("a", 1)
+    for _ in range(4):
+        world.kafka.partition("a", 0).write(None, b'"%b"' % (b"x" * STEP_BYTES))
+    world.kafka.open("a", 0)
+    subscription = subscribe(channel("a"), max_bytes=2**23)
+    begin = await world.reader.begin(subscription, None, EARLIEST)
+    reading = await world.reader.read(subscription, begin)
+    whole = build(subscription, reading)
+    turn, ended = 0, []
+
+    async def live() -> None:
+        nonlocal turn
+        while len(ended) < 3:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def old() -> None:
+        assert await world.reader.encode(subscription, reading) == whole
+        ended.append(turn)
+
+    await asyncio.gather(live(), *(old() for _ in range(3)))
+    assert ended[-1] >= 3 * 3
 
 
 async def test_holes_up_to_the_tail_are_passed_in_one_step(world: World) -> None:

@@ -5,7 +5,7 @@ import pytest
 from gateway.errors import SubscriptionTooWide
 from gateway.fanout.cursor import Position, TopicPosition, id_hash, partition_for
 from gateway.fanout.hub import Hub
-from gateway.fanout.reading import Lost, Reading, Survey, collect, survey
+from gateway.fanout.reading import Lost, Message, Messages, Reading, Run, Survey, collect, survey
 from gateway.fanout.subscription import Selection, Subscription
 from gateway.records import Block, Record
 
@@ -151,6 +151,55 @@ def test_a_record_of_two_channels_weighs_twice_and_comes_whole() -> None:
 def test_the_one_message_that_always_comes_is_the_first_in_order() -> None:
     hub = hub_with(a=[[record(0, at=5, value=b"123")], [record(0, at=4, value=b"123")]])
     assert shown(look(subscribe(channel("a"), max_bytes=1), hub, {"a": place(0, 0)})) == [("a", 1, 0)]
+
+
+def test_one_channel_of_several_partitions_keeps_to_the_bytes_in_their_common_order() -> None:
+    """Of equal timestamps the lower partition comes first; a record without one comes before all."""
+    hub = hub_with(
+        a=[
+            [record(n, at=at, value=b"12") for n, at in enumerate((4, 1, 6))],
+            [record(n, at=at, value=b"12") for n, at in enumerate((4, 5))],
+            [record(0, at=None, value=b"12")],
+        ]
+    )
+    everything = [("a", 2, 0), ("a", 0, 0), ("a", 0, 1), ("a", 1, 0), ("a", 1, 1), ("a", 0, 2)]
+    for most in range(1, 8):
+        for subscription in (subscribe(channel("a"), limit=most), subscribe(channel("a"), max_bytes=2 * most)):
+            reading = look(subscription, hub, {"a": place(0, 0, 0)})
+            assert shown(reading) == everything[:most]
+            assert reading.up_to_date == (most >= 6)
+            taken = [sum(partition == n for _, partition, _ in everything[:most]) for n in range(3)]
+            assert reading.position == {"a": place(*taken)}
+
+
+def test_one_channel_is_merged_as_two_of_the_same_topic_are() -> None:
+    """The short way of one channel and the long way of several come to the same."""
+    tails = [[record(n, at=(n * 7 + p) % 5, value=b"x" * (n % 3)) for n in range(9)] for p in range(3)]
+    hub = hub_with(a=tails, b=[[]])
+    for limit in range(1, 30):
+        for max_bytes in (1, 4, 100):
+            one = look(subscribe(channel("a"), limit=limit, max_bytes=max_bytes), hub, {"a": place(0, 0, 0)})
+            both = subscribe(channel("a"), channel("b", "b"), limit=limit, max_bytes=max_bytes)
+            two = look(both, hub, {"a": place(0, 0, 0), "b": place(0)})
+            assert shown(one) == shown(two)
+            assert (one.position["a"], one.up_to_date) == (two.position["a"], two.up_to_date)
+
+
+def test_messages_are_a_sequence() -> None:
+    one, two = channel("a"), channel("b")
+    records = [record(n) for n in range(3)]
+    messages = Messages([Run(records[:2], one, 0), Run(records[2:], two, 1)])
+    listed = [Message(records[0], one, 0), Message(records[1], one, 0), Message(records[2], two, 1)]
+    assert list(messages) == listed
+    assert messages == listed
+    assert messages == Messages([Run(records[:1], one, 0), Run(records[1:2], one, 0), Run(records[2:], two, 1)])
+    assert messages != listed[:2]
+    assert messages != tuple(listed)
+    assert (len(messages), messages[2], messages[1:]) == (3, listed[2], listed[1:])
+    assert repr(messages) == repr(listed)
+    assert not Messages([])
+    with pytest.raises(TypeError):
+        hash(messages)
 
 
 # --- a place for each channel ---

@@ -4,8 +4,8 @@ import json
 from collections import Counter
 
 from gateway.fanout.cursor import TopicPosition, encode
-from gateway.fanout.reading import Lost, Message, Reading
-from gateway.fanout.responses import Answer, Responses, build, empty
+from gateway.fanout.reading import Lost, Message, Messages, Reading, Run
+from gateway.fanout.responses import STEP_BYTES, Answer, Responses, build, empty, encoding
 from gateway.fanout.subscription import Selection, Subscription
 from gateway.records import Record
 
@@ -48,6 +48,49 @@ def test_the_value_view_shows_bare_values() -> None:
     messages = (Message(Record(5, 100, b"1", b"[1, 2]"), A, 0), Message(Record(6, 100, b"1", None), A, 0))
     body = json.loads(build(Subscription((A,), view="value"), reading(*messages)).body)
     assert (body["messages"], body["up_to_date"]) == ([[1, 2], None], True)
+
+
+def steps(subscription: Subscription, found: Reading) -> tuple[int, Answer]:
+    """Return how many steps an answer takes, and the answer."""
+    taken, going = 1, encoding(subscription, found)
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            return taken, end.value
+        taken += 1
+
+
+def test_much_is_encoded_in_steps_and_comes_to_the_same() -> None:
+    """A step is bounded in bytes, whether they come as many small records, as large ones, or each in a run of its own."""
+    subscription = Subscription((A,))
+    large = STEP_BYTES // 2
+    for sizes, least, most in (
+        ([1_000] * 1_000, 3, 5),
+        ([10] * 2_000, 2, 4),
+        ([large] * 6, 6, 6),
+        ([2 * STEP_BYTES] * 3, 3, 3),
+    ):
+        records = [Record(n, 0, None, b'"%b"' % (b"x" * size)) for n, size in enumerate(sizes)]
+        runs = reading()._replace(messages=Messages([Run(records, A, 0)]))
+        taken, answer = steps(subscription, runs)
+        assert least <= taken <= most
+        single = reading(*(Message(record, A, 0) for record in records))
+        taken, same = steps(subscription, single)
+        assert least <= taken <= most
+        assert answer == same == build(subscription, runs)
+        assert len(json.loads(answer.body)["messages"]) == len(records)
+        assert answer.delivered == {"room/{n}": len(records)}
+
+
+def test_little_is_encoded_in_one_step() -> None:
+    assert steps(Subscription((A,)), reading(Message(Record(5, 100, b"1", b"1"), A, 0)))[0] == 1
+
+
+def test_the_age_of_history_is_not_told() -> None:
+    found = reading(Message(Record(5, 100, b"1", b"1"), A, 0))
+    assert build(Subscription((A,)), found).timestamps_ms == (100,)
+    assert build(Subscription((A,)), found._replace(scanned=1)).timestamps_ms == ()
 
 
 def test_an_empty_answer_is_a_cursor() -> None:

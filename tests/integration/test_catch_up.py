@@ -14,6 +14,7 @@ LIVE = 5
 PARTITIONS = 4
 # 20 MB in all.
 RECORDS, SIZE = 20_000, 1_000
+JSON_RECORDS = 3_000
 
 
 async def fill(broker: BrokerHandle, topic: str) -> int:
@@ -90,6 +91,36 @@ async def test_twenty_clients_replay_the_same_history(broker: BrokerHandle):
         )  # fmt: skip
         assert ratio <= 1.5
         assert delays[len(delays) // 2] < 0.5
+
+
+async def bodies(instance: Instance, subject: str) -> list[bytes]:
+    """Replay everything from the beginning and return the answers as they came."""
+    client = instance.client("all", subject=subject, start="earliest", limit=1000, max_bytes=8 * 2**20)
+    found: list[bytes] = []
+    while not found or not client.chain or len(client.chain) < JSON_RECORDS:
+        found.append(client.check(await client.poll(wait=5)).body)
+    return found
+
+
+async def test_large_json_is_shown_as_it_was_produced_and_encoded_once(broker: BrokerHandle):
+    """Several steps of encoding to an answer; who replays the same gets the same bytes, and the archive is read once."""
+    topic = await broker.create_topic(partitions=1)
+    values = [b'{"n":%d,"text":"%b","deep":[[{"x":1.10}]]}' % (n, b"\\u00e9 y" * (n % 3_000)) for n in range(JSON_RECORDS)]
+    for at in range(0, JSON_RECORDS, 500):
+        await broker.produce(topic, *(Message(value, None, 0) for value in values[at : at + 500]))
+    kafka = {"bootstrap_servers": broker.address, "tails_bytes": "1MiB", "tail_bytes": "64KiB"}
+    async with running(kafka, {"all": {"topic": topic}}) as instance, asyncio.timeout(60):
+        first = await bodies(instance, "one")
+        second = await bodies(instance, "two")
+        metrics = await instance.metrics()
+    assert first == second
+    shown = b"".join(body for body in first)
+    at = 0
+    for n, value in enumerate(values):
+        at = shown.find(b'"offset":%d,' % n, at)
+        begin = shown.index(b'"value":', at) + len(b'"value":')
+        assert shown.startswith(value + b"}", begin)
+    assert metrics["gateway_cold_read_bytes_total"] <= 1.5 * sum(map(len, values))
 
 
 async def until_live(client, value: str, polls) -> None:

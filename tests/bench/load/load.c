@@ -159,8 +159,8 @@ static bool queue_take(struct queue *queue, uint32_t *number) {
 }
 
 static void set_state(struct client *client, enum state state) {
-    parked += (state == PARKED) - (client->state == PARKED);
-    arriving += ARRIVING(state) - ARRIVING(client->state);
+    parked += (unsigned)(state == PARKED) - (unsigned)(client->state == PARKED);
+    arriving += (unsigned)ARRIVING(state) - (unsigned)ARRIVING(client->state);
     client->state = state;
 }
 
