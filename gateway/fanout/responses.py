@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from gateway import wire
 from gateway.fanout.cursor import encode
@@ -22,8 +22,7 @@ STEP_BYTES = 2**19
 _RECORD_BYTES = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One answer, ready to be written: `body` is JSON, empty for 204.
 
     `delivered` counts messages and `lost` the offsets that retention took, both by channel pattern; `timestamps_ms` are

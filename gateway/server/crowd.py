@@ -11,17 +11,19 @@ by definition, however long he has been there, so the moment with which the hub 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import formatdate
 from typing import Any, NamedTuple
 
+from gateway import wire
 from gateway.errors import GatewayError
 from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode
 from gateway.fanout.hub import Hub, Topic, Waiter, advance
+from gateway.fanout.moves import Moves
 from gateway.fanout.reader import Reader
-from gateway.fanout.reading import Message, Reading
 from gateway.fanout.responses import Answer, build, empty
 from gateway.fanout.subscription import Selection, Subscription
 from gateway.records import Record
@@ -33,6 +35,7 @@ CURSOR = "\0"
 _MOST_PLACES = 4_096
 _MOST_PARTITIONS = 65_536
 _OUTCOME_BYTES = 1_000
+_TOUCH_SECONDS = 1.0
 _MOST_GONE = 64
 _OK, _NO_CONTENT = 200, 204
 
@@ -65,16 +68,21 @@ class Dates:
 
 
 class End:
-    """Where the tails of one topic end: after the move with this number."""
+    """Where the tails of one topic end: after the move with this number.
 
-    __slots__ = ("cursor", "nothing", "number", "position", "topic")
+    `outcomes` are what crowds were told who had read up to earlier moves, until the tails move on.
+    """
+
+    __slots__ = ("cursor", "nothing", "number", "outcomes", "position", "text", "topic")
 
     def __init__(self, topic: Topic, number: int) -> None:
         self.topic = topic
         self.number = number
         self.position: Position = {topic.name: topic.position}
-        self.cursor = encode(self.position).encode()
-        self.nothing = Outcome(empty(self.cursor.decode()), self.cursor, self.position, at_tail=True)
+        self.outcomes: dict[tuple[Crowd, int], Outcome] = {}
+        self.text = encode(self.position)
+        self.cursor = self.text.encode()
+        self.nothing = Outcome(empty(self.text), self.cursor, self.position, at_tail=True)
 
 
 class Places:
@@ -106,6 +114,8 @@ class Places:
         """Return where the tails of a topic end now, and expect its cursor back."""
         end = self._newest.get(topic.name)
         if end is None or end.position[topic.name] is not topic.position:
+            if end is not None:
+                end.outcomes.clear()
             end = self._newest[topic.name] = End(topic, topic.moves.number)
             if len(self._ends) >= self._most:
                 self._ends.clear()
@@ -259,6 +269,7 @@ class Crowd:
         self._heads: dict[tuple[int, bool], tuple[bytes, ...]] = {}
         self._topics: list[Topic] = []
         self._version = -1
+        self._touched = -math.inf
         self._outcomes: dict[bytes, Outcome] = {}
         selections = shape.subscription.selections
         # The one thing that is read, if it is one and all partitions are read for it.
@@ -275,6 +286,7 @@ class Crowd:
         "_reader",
         "_sole",
         "_topics",
+        "_touched",
         "_version",
         "cohort",
         "dates",
@@ -287,7 +299,10 @@ class Crowd:
         return f"<Crowd {channels} wait={self.wait:g} {self.cohort!r}>"
 
     def touch(self, now: float) -> None:
-        """Note that its topics are polled: they stay live."""
+        """Note that its topics are polled: they stay live. Once a second is enough for that."""
+        if now - self._touched < _TOUCH_SECONDS:
+            return
+        self._touched = now
         for name in self.subscription.topics:
             topic = self._hub.topic(name)
             if topic is not None:
@@ -312,41 +327,52 @@ class Crowd:
         position = self._places.position(cursor, self.subscription.topics)
         return None if position is None else self._found(cursor, position, now)
 
-    def look_from(self, position: Position, after: int | None, now: float) -> Outcome | None:
-        """Find out what somebody is to be told who was woken at a position; None where the tails alone cannot tell.
-
-        `after` is the number of the last move before (see `Waiter`).
-        """
+    def look_after(self, number: int) -> Outcome | None:
+        """Find out what somebody is to be told who has read up to a move of the topic; None where its moves cannot tell."""
         sole = self._sole
-        topic = None if sole is None or after is None else self._hub.topic(sole.topic)
-        if sole is not None and topic is not None and after is not None:
-            found = self._lately(sole, topic, after)
-            if found is not None:
-                return found
+        topic = None if sole is None else self._hub.topics.get(sole.topic)
+        return None if sole is None or topic is None else self._lately(sole, topic, number)
+
+    def look_from(self, position: Position, now: float) -> Outcome | None:
+        """Find out what somebody at a position is to be told; None where the tails alone cannot tell."""
         return self._found(self._places.cursor(position), position, now)
 
     def _lately(self, sole: Selection, topic: Topic, number: int) -> Outcome | None:
         """Tell from a topic's last moves what there is after the one with this number; None if they cannot tell."""
         moves = topic.moves
-        if topic.name != sole.topic or self._hub.topic(sole.topic) is not topic or not moves.knows(number):
+        if self._hub.topics.get(sole.topic) is not topic or not moves.knows(number):
             return None
         end = self._places.end(topic)
         if moves.quiet(sole.key, number):
             return end.nothing
-        partition, records = -1, list[Record]()
+        outcome = end.outcomes.get((self, number))
+        if outcome is None:
+            outcome = self._brought(sole, moves, number, end)
+            if outcome is not None:
+                end.outcomes[self, number] = outcome
+        return outcome
+
+    def _brought(self, sole: Selection, moves: Moves, number: int, end: End) -> Outcome | None:
+        partition, records, size = -1, list[Record](), 0
         for move in moves.since(number, sole.key):
-            found = move.of(sole.key)
-            if found and partition not in (-1, move.partition):
-                return None  # to be merged by their time
-            partition = move.partition if found else partition
-            records += found
-        if len(records) > self.subscription.limit or sum(len(r.value or b"") for r in records) > self.subscription.max_bytes:
-            return None
+            for record in move.of(sole.key):
+                if partition not in (-1, move.partition):
+                    return None  # to be merged by their time
+                partition = move.partition
+                records.append(record)
+                size += len(record.value) if record.value is not None else 0
         if not records:
             return end.nothing
-        messages = [Message(record, sole, partition) for record in records]
-        reading = Reading(messages, end.position, [], up_to_date=True, at_tail=True, scanned=0)
-        return Outcome(build(self.subscription, reading, end.cursor.decode()), end.cursor, end.position, at_tail=True)
+        subscription = self.subscription
+        if len(records) > subscription.limit or size > subscription.max_bytes:
+            return None
+        if subscription.view == "full":
+            pieces = wire.messages(records, partition, sole.channel, sole.format, sole.headers, first=True)
+        else:
+            pieces = wire.bare_values(records, sole.format, first=True)
+        body = wire.answer(end.text, pieces, (), up_to_date=True)
+        times = tuple([record.timestamp_ms for record in records if record.timestamp_ms is not None])
+        return Outcome(Answer(end.text, body, {sole.pattern: len(records)}, {}, times), end.cursor, end.position, at_tail=True)
 
     def _found(self, cursor: bytes, position: Position, now: float) -> Outcome | None:
         """Look, and keep what was found, by its cursor."""

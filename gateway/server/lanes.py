@@ -70,13 +70,19 @@ class Facts(NamedTuple):
 
 @dataclass(slots=True)
 class Delivery:
-    """Lanes on their way to one answer. `position` is where they stand; `why` they do not sleep any more."""
+    """Lanes on their way to one answer. `position` is where they stand, None: where the hub woke them; `why`: what woke them."""
 
     lanes: Iterator[Lane]
     cohort: Cohort
-    position: Position
+    position: Position | None
     why: Why
     outcome: Outcome | None = None
+
+    def place(self) -> Position:
+        """Return where they stand."""
+        if self.position is None:
+            self.position = self.cohort.position()
+        return self.position
 
 
 class Lanes:
@@ -221,36 +227,44 @@ class Lanes:
     def poll(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes) -> None:
         """Answer or park a poll, or have the lane replay it: nothing is taken from any limit then.
 
-        Most polls come back to the end of the tails with nothing in the way. For them this is all: what `_consider`, `_charge`
-        and `_join` do in general is done here in place, with half the time spent.
+        Most polls come back to the end of the tails with nothing in the way. For them this is all: what `_charge` and `_join` do
+        in general is done here in place, in half the time.
         """
         now = self._clock()
-        cohort, holder, slots = armed.crowd.cohort, armed.holder, self._slots
+        holder, slots = armed.holder, self._slots
+        address_bucket, bucket = armed.address_bucket, armed.bucket
+        address_level, level = address_bucket.full_at, bucket.full_at
+        address_level = (address_level if address_level > now else now) + self._address_interval  # noqa: FURB136  # a call
+        level = (level if level > now else now) + self._interval  # noqa: FURB136
         if (
-            cohort is not None
-            and cohort.tip == cursor
-            and cohort.parked
-            and now <= armed.near
-            and holder.held < slots.quota
-            and slots.held < slots.total
+            now > armed.over
+            or holder.held >= slots.quota
+            or slots.held >= slots.total
+            or address_level > now + self._address_reach
+            or level > now + self._reach
         ):
-            address_bucket, bucket = armed.address_bucket, armed.bucket
-            address_level, level = address_bucket.full_at, bucket.full_at
-            address_level = (address_level if address_level > now else now) + self._address_interval  # noqa: FURB136  # a call
-            level = (level if level > now else now) + self._interval  # noqa: FURB136
-            if address_level <= now + self._address_reach and level <= now + self._reach:
-                address_bucket.full_at, bucket.full_at = address_level, level
-                lane.since = now
-                lane.cohort = cohort
-                cohort.members.append(lane)
-                holder.held += 1
-                slots.held += 1
-                return
-        self._consider(lane, armed, cursor, head, now)
-
-    def _consider(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes, now: float) -> None:
+            self._reconsider(lane, armed, cursor, head, now)
+            return
         crowd = armed.crowd
-        outcome = crowd.known(cursor) or crowd.look(cursor, now)
+        cohort = crowd.cohort
+        if cohort is None or cohort.tip != cursor or not cohort.parked or now > armed.near:
+            outcome = crowd.known(cursor) or crowd.look(cursor, now)
+            if outcome is None:
+                lane.replay(head)
+                return
+            address_bucket.full_at, bucket.full_at = address_level, level
+            self._settle(lane, cursor, outcome, now)
+            return
+        address_bucket.full_at, bucket.full_at = address_level, level
+        lane.since = now
+        lane.cohort = cohort
+        cohort.members.append(lane)
+        holder.held += 1
+        slots.held += 1
+
+    def _reconsider(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes, now: float) -> None:
+        """Look again at a poll that something stands in the way of: tables may have dropped what the armed head keeps of them."""
+        outcome = armed.crowd.look(cursor, now)
         if outcome is None or now > armed.over or not self._has_slot(armed) or not self._charge(armed, now):
             lane.replay(head)
         else:
@@ -348,9 +362,9 @@ class Lanes:
     def _woken(self, cohort: Cohort) -> None:
         """Deliver to a cohort that the hub woke."""
         if len(cohort):
-            self._deliver(cohort, cohort.position(), cohort.why)
+            self._deliver(cohort, None, cohort.why)
 
-    def _deliver(self, cohort: Cohort, position: Position, why: Why) -> None:
+    def _deliver(self, cohort: Cohort, position: Position | None, why: Why) -> None:
         self._queue.append(Delivery(iter(cohort.members), cohort, position, why))
         if not self._scheduled:
             self._scheduled = True
@@ -418,14 +432,16 @@ class Lanes:
         if delivery.why in (RECORDS, CHANGED):
             # Moves tell what came to the end of the tails; who knows more than they do keeps that.
             cohort = delivery.cohort
-            return crowd.look_from(delivery.position, cohort.after if cohort.apart is None else None, now)
+            after = cohort.after if cohort.apart is None else None
+            found = None if after is None else crowd.look_after(after)
+            return found or crowd.look_from(delivery.place(), now)
         if delivery.outcome is None:
-            delivery.outcome = crowd.nothing(delivery.position)
+            delivery.outcome = crowd.nothing(delivery.place())
         return delivery.outcome
 
     def _return(self, delivery: Delivery, until: float) -> bool:
         """Replay some lanes whose place the tails hold no more, from where they stand; tell whether all are."""
-        cursor = self._places.cursor(delivery.position)
+        cursor = self._places.cursor(delivery.place())
         for lane in delivery.lanes:
             if lane.cohort is not delivery.cohort:
                 continue

@@ -193,7 +193,7 @@ def test_somebody_at_a_position_is_told_what_his_cursor_would_be(world: World) -
     cursor, after = world.end("a"), world.hub.topics["a"].moves.number
 
     def all_ways() -> list[tuple[int, bytes, bytes, bool]]:
-        looked = crowd.look_from(here, after, 5.0), crowd.look_from(here, None, 5.0), crowd.look(cursor, 5.0)
+        looked = crowd.look_after(after), crowd.look_from(here, 5.0), crowd.look(cursor, 5.0)
         return [(found.status, found.cursor, found.answer.body, found.at_tail) for found in looked if found is not None]
 
     assert all_ways() == [(204, cursor, b"", True)] * 3
@@ -207,8 +207,7 @@ def test_somebody_at_a_position_is_told_what_his_cursor_would_be(world: World) -
 
 def ended(world: World, crowd: Crowd, topic: str) -> bytes:
     """Return the cursor of somebody who was told where the tails end now, as woken readers are."""
-    here = world.hub.topics[topic]
-    found = crowd.look_from({topic: here.position}, here.moves.number, 0.0)
+    found = crowd.look_after(world.hub.topics[topic].moves.number)
     assert found is not None
     return found.cursor
 
