@@ -50,7 +50,8 @@ from gateway.server.subscribe import Subscribe
 
 _log = logging.getLogger(__name__)
 SHARED_ANSWERS_BYTES = 32 * 2**20
-GC_THRESHOLDS = (20_000, 50, 100)
+# A collection of the middle generation walks through all that came since the last one: the product of the first two numbers.
+GC_THRESHOLDS = (10_000, 5, 1_000)
 # Answers under way when the process ends get this long, in seconds.
 LAST_ANSWERS = 5.0
 

@@ -111,7 +111,8 @@ class Archive:
     """Reads blocks, and keeps those that were used last.
 
     `max_bytes` bounds the cache (by the cost of records), `block_bytes` one block on the wire, four times that where a reader
-    goes on from one block to the next (softly: a single batch comes whole). `patience` bounds one read in seconds, `timeout` one request. `urge` asks for metadata soon.
+    goes on from one block to the next (softly: a single batch comes whole). `patience` bounds one read in seconds, `timeout`
+    one request. `urge` asks for metadata soon.
     """
 
     def __init__(

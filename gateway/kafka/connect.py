@@ -18,8 +18,10 @@ from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
+from aiokafka.conn import AIOKafkaConnection, collect_hosts
 from aiokafka.errors import KafkaError
+
+from gateway.kafka.pieces import PiecewiseConnection
 
 Address = tuple[str, int]
 
@@ -214,7 +216,7 @@ class Connections:
             if self._closed:
                 raise ConnectionAbortedError("closed here")
             if slot.connection is None or not slot.connection.connected():
-                slot.connection = await create_conn(
+                connection = PiecewiseConnection(
                     *address,
                     client_id=self._settings.client_id,
                     # Each request has a time-out of its own around it; this one only covers what is forgotten.
@@ -222,6 +224,8 @@ class Connections:
                     max_idle_ms=int(IDLE_SECONDS * 1000),
                     **self._security,
                 )
+                await connection.connect()
+                slot.connection = connection
             return slot.connection
 
     def _discard(self, slot: _Slot, connection: AIOKafkaConnection | None) -> None:

@@ -42,6 +42,8 @@ _JOIN_MARGIN: Final = 0.025
 # A partition that comes while the joining lane is out as well waits no longer than this (and the margin).
 _JOIN_SECONDS: Final = 0.05
 _SOLO_CONNECTIONS: Final = 4
+# Two fetches that both bring something begin this far apart. It is what a record may wait where a thousand come in a second.
+_GATHER_SECONDS: Final = 0.004
 _PROBE_SECONDS: Final = 2.0
 
 
@@ -365,7 +367,13 @@ class Lane:
         return True
 
     async def _calm(self, moved: bool, took: float) -> None:
-        """Slow down when the broker answers at once with nothing: whatever the reason, this must not become a hot loop."""
+        """Gather where much comes, and slow down when the broker answers at once with nothing, whatever the reason.
+
+        A busy topic would be fetched record by record, and the work for each fetch would be done for each record. Who comes
+        after a pause is not delayed.
+        """
+        if moved and took < _GATHER_SECONDS:
+            await asyncio.sleep(_GATHER_SECONDS - took)
         self._idle = 0 if moved or took > self._max_wait / 2 else self._idle + 1
         if self._idle > 1:
             await asyncio.sleep(min(self._max_wait, 0.01 * 2 ** min(self._idle, 10)))

@@ -70,7 +70,7 @@ class Facts(NamedTuple):
 
 @dataclass(slots=True)
 class Delivery:
-    """Lanes on their way to one answer. `position` is where they stand, None: where the hub woke them; `why`: what woke them."""
+    """Lanes on their way to one answer, and `why`. `position` is where they stand, None: where the hub woke them."""
 
     lanes: Iterator[Lane]
     cohort: Cohort
@@ -227,8 +227,8 @@ class Lanes:
     def poll(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes) -> None:
         """Answer or park a poll, or have the lane replay it: nothing is taken from any limit then.
 
-        Most polls come back to the end of the tails with nothing in the way. For them this is all: what `_charge` and `_join` do
-        in general is done here in place, in half the time.
+        Most polls come back to the end of the tails with nothing in the way. For them this is all: what `_charge` and `_join`
+        do in general is done here in place, in half the time.
         """
         now = self._clock()
         holder, slots = armed.holder, self._slots
@@ -263,7 +263,7 @@ class Lanes:
         slots.held += 1
 
     def _reconsider(self, lane: Lane, armed: Armed, cursor: bytes, head: bytes, now: float) -> None:
-        """Look again at a poll that something stands in the way of: tables may have dropped what the armed head keeps of them."""
+        """Look again at a poll that is in the way of a limit: tables may have dropped what the armed head keeps of them."""
         outcome = armed.crowd.look(cursor, now)
         if outcome is None or now > armed.over or not self._has_slot(armed) or not self._charge(armed, now):
             lane.replay(head)
