@@ -224,18 +224,19 @@ class Hub:
         tail = topic.tails.get(partition) if topic else None
         if topic is None or tail is None:
             return 0
-        before, cost = topic.position, tail.cost
+        before, cost, holes = topic.position, tail.cost, tail.holes
         fresh = tail.append(records, end=end, log_start=log_start)
         self.cost += tail.cost - cost
         woken = 0
         if tail.end != before.offsets[partition]:
             topic.moved({**before.offsets, partition: tail.end})
-            if any(record.until is not None for record in fresh):
+            holed = tail.holes != holes
+            if holed:
                 topic.moves.clear()
                 move = Move(0, before, partition, fresh)
             else:
                 move = topic.moves.add(before, partition, fresh, keyed=topic.was_keyed)
-            woken = self._wake_readers(topic, move) if fresh else 0
+            woken = self._wake_readers(topic, move, holed=holed) if fresh else 0
         self._shrink(topic, partition, tail)
         return woken
 
@@ -319,11 +320,11 @@ class Hub:
 
     # --- inside ---
 
-    def _wake_readers(self, topic: Topic, move: Move) -> int:
+    def _wake_readers(self, topic: Topic, move: Move, *, holed: bool) -> int:
         woken: dict[Waiter, None] = {}
         partition, fresh, before = move.partition, move.records, move.before
         last = fresh[-1].offset
-        if topic.keyed and any(record.until is not None for record in fresh):
+        if topic.keyed and holed:
             woken.update(dict.fromkeys(waiter for waiter in topic.waiters() if waiter.may_read(topic.name, partition, last)))
         for waiter in topic.whole:
             if waiter.may_read(topic.name, partition, last):

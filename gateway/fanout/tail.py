@@ -84,6 +84,11 @@ class Tail:
     def __len__(self) -> int:
         return len(self._run)
 
+    @property
+    def holes(self) -> int:
+        """Number of holes among the records."""
+        return len(self._holes)
+
     def append(self, records: Sequence[Record], *, end: int, log_start: int) -> Sequence[Record]:
         """Add what a fetch brought and return what of it is new.
 

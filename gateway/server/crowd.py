@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.utils import formatdate
+from heapq import merge
 from typing import Any, NamedTuple
 
 from gateway import wire
@@ -353,23 +354,23 @@ class Crowd:
         return outcome
 
     def _brought(self, sole: Selection, moves: Moves, number: int, end: End) -> Outcome | None:
-        partition, records, size = -1, list[Record](), 0
+        runs: dict[int, list[Record]] = {}
         for move in moves.since(number, sole.key):
-            for record in move.of(sole.key):
-                if partition not in (-1, move.partition):
-                    return None  # to be merged by their time
-                partition = move.partition
-                records.append(record)
-                size += len(record.value) if record.value is not None else 0
-        if not records:
+            if found := move.of(sole.key):
+                runs.setdefault(move.partition, []).extend(found)
+        if not runs:
             return end.nothing
         subscription = self.subscription
+        records = [record for run in runs.values() for record in run]
+        size = sum([len(record.value) for record in records if record.value is not None])
         if len(records) > subscription.limit or size > subscription.max_bytes:
             return None
-        if subscription.view == "full":
-            pieces = wire.messages(records, partition, sole.channel, sole.format, sole.headers, first=True)
-        else:
-            pieces = wire.bare_values(records, sole.format, first=True)
+        pieces: list[bytes] = []
+        for partition, run in runs.items() if len(runs) == 1 else _by_time(runs):
+            if subscription.view == "full":
+                pieces += wire.messages(run, partition, sole.channel, sole.format, sole.headers, first=not pieces)
+            else:
+                pieces += wire.bare_values(run, sole.format, first=not pieces)
         body = wire.answer(end.text, pieces, (), up_to_date=True)
         times = tuple([record.timestamp_ms for record in records if record.timestamp_ms is not None])
         return Outcome(Answer(end.text, body, {sole.pattern: len(records)}, {}, times), end.cursor, end.position, at_tail=True)
@@ -429,3 +430,10 @@ class Crowd:
             if (name == "Content-Type" and status != _OK) or (name == "Link" and CURSOR in value and not linked):
                 continue
             yield name, value
+
+
+def _by_time(runs: Mapping[int, list[Record]]) -> Iterator[tuple[int, list[Record]]]:
+    """Order the records of several partitions as every answer does: of those that come next in each, the oldest first."""
+    queues = [[(partition, record) for record in run] for partition, run in runs.items()]
+    for partition, record in merge(*queues, key=lambda item: (item[1].timestamp_ms or 0, item[0])):
+        yield partition, [record]
