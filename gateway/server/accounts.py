@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from gateway.fanout.hub import CHANGED, RECORDS, TIMEOUT, Why
 from gateway.metrics import Count, Metrics
 from gateway.server.accesslog import AccessLog
-from gateway.server.crowd import Outcome
 from gateway.server.lane import Lane
 from gateway.server.middleware import CLOSED_BY_CLIENT
+from gateway.server.outcome import Outcome
 
 _GONE = 499
 

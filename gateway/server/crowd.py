@@ -12,30 +12,27 @@ by definition, however long he has been there, so the moment with which the hub 
 from __future__ import annotations
 
 import math
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from email.utils import formatdate
 from heapq import merge
 from typing import Any, NamedTuple
 
 from gateway import wire
 from gateway.errors import GatewayError
-from gateway.fanout.cursor import Position, TopicPosition, bind, decode, encode
+from gateway.fanout.cursor import Position, TopicPosition
 from gateway.fanout.hub import Hub, Topic, Waiter, advance
 from gateway.fanout.moves import Moves
 from gateway.fanout.reader import Reader
 from gateway.fanout.responses import Answer, build, empty
 from gateway.fanout.subscription import Selection, Subscription
 from gateway.records import Record
+from gateway.server.outcome import Dates, Outcome
+from gateway.server.places import End, Places
 from gateway.wire import MAX_LINKED_CURSOR
 
 CURSOR = "\0"
 """Stands for the cursor in the fields that a crowd is made of; no field can hold it otherwise."""
 
-_MOST_PLACES = 4_096
-_MOST_PARTITIONS = 65_536
-_OUTCOME_BYTES = 1_000
 _TOUCH_SECONDS = 1.0
 _MOST_GONE = 64
 _OK, _NO_CONTENT = 200, 204
@@ -49,139 +46,6 @@ class Shape(NamedTuple):
     subscription: Subscription
     wait: float
     fields: Fields
-
-
-class Dates:
-    """The Date field of the present second (RFC 9110, section 6.6.1); asked for often, formatted once a second."""
-
-    def __init__(self, unix_clock: Callable[[], float] = time.time) -> None:
-        self._unix_clock = unix_clock
-        self._second = -1
-        self._line = b""
-
-    def line(self) -> tuple[int, bytes]:
-        """Return the present second and its field, with the empty line that ends a head."""
-        second = int(self._unix_clock())
-        if second != self._second:
-            self._second = second
-            self._line = f"Date: {formatdate(second, usegmt=True)}\r\n\r\n".encode()
-        return self._second, self._line
-
-
-class End:
-    """Where the tails of one topic end: after the move with this number.
-
-    `outcomes` are what crowds were told who had read up to earlier moves, until the tails move on.
-    """
-
-    __slots__ = ("cursor", "nothing", "number", "outcomes", "position", "text", "topic")
-
-    def __init__(self, topic: Topic, number: int) -> None:
-        self.topic = topic
-        self.number = number
-        self.position: Position = {topic.name: topic.position}
-        self.outcomes: dict[tuple[Crowd, int], Outcome] = {}
-        self.text = encode(self.position)
-        self.cursor = self.text.encode()
-        self.nothing = Outcome(empty(self.text), self.cursor, self.position, at_tail=True)
-
-
-class Places:
-    """Positions by the cursor that stands for them: most cursors come back soon after they were given."""
-
-    def __init__(self, most: int = _MOST_PLACES, most_partitions: int = _MOST_PARTITIONS) -> None:
-        self._most = most
-        self._most_partitions = most_partitions
-        self._partitions = 0
-        self._known: dict[bytes, Position] = {}
-        self._ends: dict[bytes, End] = {}
-        self._newest: dict[str, End] = {}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def position(self, cursor: bytes, topics: tuple[str, ...]) -> Position | None:
-        """Return the position that a cursor gives a subscription; None if it is none, or lacks one of the topics."""
-        known = self._known.get(cursor) or (self._ends[cursor].position if cursor in self._ends else None)
-        if known is None:
-            try:
-                known = bind(decode(cursor.decode("ascii")), topics)
-            except (GatewayError, UnicodeDecodeError):
-                return None
-            self._keep(cursor, known)
-        return known if known.keys() == set(topics) else self._bound(cursor, topics)
-
-    def end(self, topic: Topic) -> End:
-        """Return where the tails of a topic end now, and expect its cursor back."""
-        end = self._newest.get(topic.name)
-        if end is None or end.position[topic.name] is not topic.position:
-            if end is not None:
-                end.outcomes.clear()
-            end = self._newest[topic.name] = End(topic, topic.moves.number)
-            if len(self._ends) >= self._most:
-                self._ends.clear()
-            self._ends[end.cursor] = end
-        return end
-
-    def end_at(self, cursor: bytes) -> End | None:
-        """Return the end of a topic's tails, now or lately, that a cursor stands for; None if it stands for something else."""
-        return self._ends.get(cursor)
-
-    def cursor(self, position: Position) -> bytes:
-        """Return the cursor of a position, and expect it back."""
-        cursor = encode(position).encode()
-        self._keep(cursor, position)
-        return cursor
-
-    def _bound(self, cursor: bytes, topics: tuple[str, ...]) -> Position | None:
-        # The same cursor with another subscription's topics.
-        try:
-            bound = bind(decode(cursor.decode("ascii")), topics)
-        except GatewayError:
-            return None
-        return bound if len(bound) == len(topics) else None
-
-    def _keep(self, cursor: bytes, position: Position) -> None:
-        self._partitions += sum(len(own.offsets) for own in position.values())
-        if len(self._known) >= self._most or self._partitions > self._most_partitions:
-            self._known.clear()
-            self._partitions = 0
-        self._known[cursor] = position
-
-
-class Outcome:
-    """What a poll comes to: an answer with a body, or (204) an empty one. `at_tail` as in `fanout.reading.Reading`."""
-
-    __slots__ = ("_crowd", "_data", "_second", "answer", "at_tail", "cursor", "position")
-
-    def __init__(self, answer: Answer, cursor: bytes, position: Position, *, at_tail: bool) -> None:
-        self.answer = answer
-        self.cursor = cursor
-        self.position = position
-        self.at_tail = at_tail
-        self._data = b""
-        self._second = -1
-        self._crowd: Crowd | None = None
-
-    @property
-    def cost(self) -> int:
-        """Bytes charged to the memory bound of what crowds keep: the body is there alone, and behind its head."""
-        return _OUTCOME_BYTES + self.answer.cost + len(self.answer.body)
-
-    @property
-    def status(self) -> int:
-        """The status of the answer."""
-        return _OK if self.answer.body else _NO_CONTENT
-
-    def data(self, crowd: Crowd) -> bytes:
-        """Return the answer as it goes to everybody of the crowd in this second."""
-        second, date = crowd.dates.line()
-        if second != self._second or crowd is not self._crowd:
-            self._second, self._crowd = second, crowd
-            body = self.answer.body
-            length = b"Content-Length: %d\r\n" % len(body) if body else b""
-            self._data = b"".join((crowd.head(self.status, self.cursor), length, date, body))
-        return self._data
 
 
 class Cohort(Waiter):

@@ -36,9 +36,11 @@ from gateway.server.accounts import Accounts
 from gateway.server.address import bucket_key
 from gateway.server.admission import LEAST_HOLD
 from gateway.server.arming import Armed, Arming, Cut
-from gateway.server.crowd import Cohort, Crowd, Dates, Kept, Outcome, Places, Shape
+from gateway.server.crowd import Cohort, Crowd, Kept, Shape
 from gateway.server.lane import Handover, Lane
+from gateway.server.outcome import Dates, Outcome
 from gateway.server.parking import DRAINED, EXPIRED, REVOKED
+from gateway.server.places import Places
 from gateway.server.protocol import Connection
 
 _log = logging.getLogger(__name__)

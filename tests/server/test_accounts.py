@@ -13,7 +13,7 @@ from gateway.fanout.cursor import TopicPosition
 from gateway.fanout.responses import Answer
 from gateway.metrics import OUTCOMES, Metrics
 from gateway.server.accounts import Accounts
-from gateway.server.crowd import Outcome
+from gateway.server.outcome import Outcome
 
 OLD = KeyRef("test", "old", "HS256", "fingerprint of old")
 

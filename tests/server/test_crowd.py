@@ -13,7 +13,9 @@ from gateway.fanout.cursor import Position, TopicPosition, encode
 from gateway.fanout.hub import Hub
 from gateway.fanout.reader import Reader
 from gateway.fanout.subscription import Selection, Subscription
-from gateway.server.crowd import CURSOR, Cohort, Crowd, Dates, Kept, Outcome, Places, Shape
+from gateway.server.crowd import CURSOR, Cohort, Crowd, Kept, Shape
+from gateway.server.outcome import Dates, Outcome
+from gateway.server.places import Places
 from gateway.wire import MAX_LINKED_CURSOR
 
 FIELDS = (
