@@ -1,8 +1,8 @@
 """The reading side of a connection to a broker: answers of megabytes come in pieces, and are put together once.
 
-Theory of operation. asyncio's stream reader appends each piece to a buffer, which is moved as it grows, and copies it at last:
-for answers of megabytes that is a tenth of all the work that history takes. Here pieces are kept as they come, and joined when the
-last one is there. aiokafka's connection asks for exact amounts only: a length, and so many bytes.
+Theory of operation. asyncio's stream reader appends each piece to a buffer, which is moved as it grows, and copies it at
+last: for answers of megabytes that is a tenth of all the work that history takes. Here pieces are kept as they come, and
+joined when the last one is there. aiokafka's connection asks for exact amounts only: a length, and so many bytes.
 """
 
 from __future__ import annotations
