@@ -75,7 +75,7 @@ COUNTERS = (
 
 HISTOGRAMS = (
     Described(
-        "gateway_record_latency_seconds", "histogram", ("transport",), "From a record's timestamp to its way to a client."
+        "gateway_record_latency_seconds", "histogram", ("transport",), "From a live record's timestamp to its way to a client."
     ),
     Described("gateway_publish_latency_seconds", "histogram", (), "From a publish to Kafka's acknowledgement."),
     Described("gateway_loop_lag_seconds", "histogram", (), "How much later than due the event loop runs a timer."),

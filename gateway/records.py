@@ -12,7 +12,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 # A Record object with its offset, its place in a list and two encoded forms, beside the bytes themselves; measured with
 # tracemalloc and rounded up.
-OVERHEAD_BYTES = 400
+OVERHEAD_BYTES = 440
 
 
 # A million of them are made and forgotten while somebody reads a gigabyte: a struct is made in a third of the time that a class
