@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from gateway.fanout.hub import CHANGED, RECORDS, TIMEOUT, Why
@@ -14,6 +15,8 @@ from gateway.server.middleware import CLOSED_BY_CLIENT
 from gateway.server.outcome import Outcome
 
 _GONE = 499
+_LINES_AT_ONCE = 64
+_LINES_LATER = 200
 
 
 class Accounts:
@@ -30,6 +33,8 @@ class Accounts:
         self._sent_bytes = metrics.sent_bytes.bind("poll")
         self._ends: dict[tuple[int, str], tuple[Count, Count]] = {}
         self._messages: dict[str, Count] = {}
+        self._room = _LINES_AT_ONCE
+        self._late: deque[tuple[Lane, float]] = deque()
 
     def answered(self, lanes: Sequence[Lane], outcome: Outcome, why: Why, now: float) -> None:
         """Note equal answers to some lanes, which have not waited on since."""
@@ -55,10 +60,31 @@ class Accounts:
                 self._write(log, lane, outcome.status, len(answer.body), why, now)
 
     def left(self, lane: Lane, now: float) -> None:
-        """Note a client that left while its poll was parked."""
+        """Note a client that left while its poll was parked.
+
+        Each is logged. Where thousands leave in one turn of the loop (a load balancer went away), most lines are written later.
+        """
         self._count(_GONE, CLOSED_BY_CLIENT, 1)
-        if self._access_log is not None:
+        if self._access_log is None:
+            return
+        if self._room:
+            self._room -= 1
             self._write(self._access_log, lane, _GONE, 0, CLOSED_BY_CLIENT, now)
+        else:
+            self._late.append((lane, now))
+
+    def catch_up(self, most: int = _LINES_LATER) -> None:
+        """Write up to `most` of the lines that were put off; to be called once a tick, and with all of them at the end."""
+        self._room = _LINES_AT_ONCE
+        if self._access_log is not None:
+            for _ in range(min(most, len(self._late))):
+                lane, then = self._late.popleft()
+                self._write(self._access_log, lane, _GONE, 0, CLOSED_BY_CLIENT, then)
+
+    @property
+    def late(self) -> int:
+        """Number of lines that were put off."""
+        return len(self._late)
 
     def _count(self, status: int, why: str, times: int) -> None:
         counts = self._ends.get((status, why))

@@ -494,6 +494,7 @@ class Lanes:
             for cohort in self._alarms.pop(at):
                 self._expire(cohort, now)
         self._tick = tick
+        self._accounts.catch_up()
         self._sweep_some(now)
         offset = self._unix_clock() - now
         if abs(offset - self._offset) > _CLOCK_STEP:
@@ -585,6 +586,7 @@ class Lanes:
         await self.drain(0.0)
         while self._queue:  # noqa: ASYNC110  # the queue empties itself, a slice a turn
             await asyncio.sleep(0)
+        self._accounts.catch_up(self._accounts.late)
         for lane in list(self._lanes):
             lane.transport.close()
 

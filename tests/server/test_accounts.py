@@ -140,3 +140,18 @@ def test_why_a_poll_ended_is_told_in_the_words_of_the_metrics(why: str, delivere
     assert {labels: series.value for labels, series in metrics.answers._series.items()} == {("poll", outcome): 4}
     assert outcome in OUTCOMES
     assert metrics.record_latency.bind("poll").total == 8.0 * len(delivered)
+
+
+async def test_lines_of_a_mass_exit_are_put_off():
+    """Each client that leaves is counted at once and logged in time: the loop has better things to do in that turn."""
+    world = World(sample=1.0)
+    clients = [world.client() for _ in range(300)]
+    for client in clients:
+        client.lose()
+    assert world.counted(world.metrics.responses) == {"499": 300}
+    assert world.lanes._accounts.late == 300 - 64
+    world.lanes.tick()
+    assert world.lanes._accounts.late == 36
+    await world.lanes.close()
+    assert world.lanes._accounts.late == 0
+    assert len(world.log.lines) == 300
