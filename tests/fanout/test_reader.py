@@ -294,7 +294,7 @@ async def test_a_block_is_charged_once(world: World, monkeypatch: pytest.MonkeyP
     world.history("a", 0, 64)
     monkeypatch.setattr("gateway.fanout.reader._NEWEST_BYTES", 1_000)
     assert await newest(world, ALL, 1) == {"a": {0: 63}}
-    monkeypatch.setattr("gateway.fanout.reader._NEWEST_BYTES", 64 * 412)
+    monkeypatch.setattr("gateway.fanout.reader._NEWEST_BYTES", 64 * 452)
     assert await newest(world, ALL, 60) == {"a": {0: 4}}
 
 
