@@ -479,3 +479,14 @@ def test_the_state_of_a_crowd_can_be_read_from_its_repr(world: World) -> None:
     assert repr(crowd) == "<Crowd a b wait=30 None>"
     crowd.cohort, _ = parked(world, crowd)
     assert repr(crowd) == "<Crowd a b wait=30 <Cohort of 0 parked>>"
+
+
+def test_bare_values_are_told_from_the_last_moves_too(world: World) -> None:
+    """Of one partition as they came, of several the older first."""
+    shape = Shape(Subscription((Selection("a", "a", "a", b"k"),), view="value"), 30.0, FIELDS)
+    crowd = Crowd(shape, hub=world.hub, reader=world, places=world.places, kept=world.kept, dates=world.dates)
+    cursor = ended(world, crowd, "a")
+    world.kafka.say("a", 0, b"k", value=b"1", at=5)
+    assert json.loads(looked(crowd, cursor).answer.body)["messages"] == [1]
+    world.kafka.say("a", 1, b"k", value=b"2", at=4)
+    assert json.loads(looked(crowd, cursor).answer.body)["messages"] == [2, 1]

@@ -992,3 +992,23 @@ async def test_a_position_can_be_of_several_topics(world: World):
     client.poll()
     assert [answer.offsets for answer in client.answers] == [[0], [0]]
     assert client.answer.cursor == world.end("a", "b") == encode({n: world.hub.topics[n].position for n in "ab"})
+
+
+async def test_a_delivery_that_fails_ends_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Its connections are cut, and the next delivery goes out."""
+    world = World()
+    broken, whole = world.client("a"), world.client("b")
+    look = type(broken.lane.armed.crowd).look_after
+
+    def fail(crowd, number):
+        if crowd is broken.lane.armed.crowd:
+            raise RuntimeError("no such thing")
+        return look(crowd, number)
+
+    monkeypatch.setattr("gateway.server.crowd.Crowd.look_after", fail)
+    world.say("a")
+    world.say("b")
+    await world.turn()
+    assert "a delivery failed" in caplog.text
+    assert whole.transport.written.startswith(b"HTTP/1.1 200")
+    assert not broken.transport.written
