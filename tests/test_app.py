@@ -392,7 +392,7 @@ async def test_a_thousand_parked_polls_and_sigterm(tmp_path):
         try:
             await eventually(lambda: _get(ports[1], "/readyz", 200))
             polls = [asyncio.ensure_future(_held_poll(ports[0])) for _ in range(count)]
-            await eventually(lambda: _parked(ports[1], count), timeout=30.0)
+            await eventually(lambda: _parked(ports[1], count))
             process.send_signal(signal.SIGTERM)
             asked = time.monotonic()
             await eventually(lambda: _get(ports[1], "/readyz", 503), timeout=delay)
