@@ -391,7 +391,8 @@ async def test_a_thousand_parked_polls_and_sigterm(tmp_path):
         )
         try:
             await eventually(lambda: _get(ports[1], "/readyz", 200))
-            polls = [asyncio.ensure_future(_held_poll(ports[0])) for _ in range(count)]
+            shared = token()
+            polls = [asyncio.ensure_future(_held_poll(ports[0], shared)) for _ in range(count)]
             await eventually(lambda: _parked(ports[1], count))
             process.send_signal(signal.SIGTERM)
             asked = time.monotonic()
@@ -413,10 +414,10 @@ async def test_a_thousand_parked_polls_and_sigterm(tmp_path):
     assert sum(step > count / 20 for step in steps) >= 4, steps
 
 
-async def _held_poll(port: int) -> float:
+async def _held_poll(port: int, bearer: str) -> float:
     """Hold a poll; return when it ended, having checked how."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"GET /v1/subscribe?channel=news&wait=50 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {_TOKEN}\r\n\r\n"
+    head = f"GET /v1/subscribe?channel=news&wait=50 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {bearer}\r\n\r\n"
     writer.write(head.encode())
     answer = await reader.read()
     at = time.monotonic()
@@ -426,9 +427,6 @@ async def _held_poll(port: int) -> float:
     assert b"\r\nConnection: close" in answer
     assert b"\r\nNext-Cursor: " in answer
     return at
-
-
-_TOKEN = token(lifetime=600)
 
 
 async def _get(port: int, path: str, status: int) -> bool:
