@@ -209,6 +209,15 @@ class BodyTooLarge(GatewayError):
         super().__init__(f"The bound is {limit} bytes.", limit=limit)
 
 
+class RequestTimedOut(GatewayError):
+    """The client took too long to send a body."""
+
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The body did not come in time.")
+
+
 class TargetTooLong(GatewayError):
     """The request target is over the bound."""
 
@@ -313,3 +322,6 @@ class CircuitOpen(GatewayError):
     """A backend is given rest."""
 
     code = "circuit_open"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("The backend has failed too often and is given rest.", retry_after=retry_after)

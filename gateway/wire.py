@@ -44,6 +44,7 @@ STATUS: Mapping[str, tuple[int, str]] = {
     "not_found": (404, "Not found"),
     "method_not_allowed": (405, "Method not allowed"),
     "not_acceptable": (406, "Not acceptable"),
+    "request_timeout": (408, "Request too slow"),
     "cursor_reset": (409, "The log was reset"),
     "superseded": (409, "Superseded by a newer poll"),
     "cursor_expired": (410, "Records were lost"),

@@ -47,11 +47,15 @@ class Admission:
         self._unix_clock = unix_clock
         self._secret = token_bytes(16)
 
+    def charge_address(self, address: str) -> None:
+        """Take from an address's bucket, for a request that needs no identity; RateLimited."""
+        if self.addresses is not None:
+            self.addresses.check(bucket_key(address), self._clock())
+
     async def identify(self, request: web.Request) -> Principal:
         """Return who asks; RateLimited by address, TokenMissing, TokenInvalid, TokenExpired."""
         exchange = request[EXCHANGE]
-        if self.addresses is not None:
-            self.addresses.check(bucket_key(exchange.address), self._clock())
+        self.charge_address(exchange.address)
         principal = await self._principal(_authorization(request))
         exchange.principal = principal
         return principal

@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
 from gateway.server.arming import HEAD_END, MAX_HEAD
-from gateway.server.lane import Handover
+from gateway.server.departure import Departure
 
 _log = logging.getLogger(__name__)
 SERVER = "longpoll-gateway"
@@ -72,6 +72,20 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
     return errors.RequestMalformed()
 
 
+class Relayed(web.StreamResponse):
+    """An answer that has been sent already, past aiohttp; shared by all that end alike."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # noqa: ARG002  # aiohttp's signature
+        """Do nothing."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing."""
+
+
 class Connection(RequestHandler):
     """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
 
@@ -80,7 +94,8 @@ class Connection(RequestHandler):
     def __init__(
         self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # Bodies for backends go on as they come; who wants one unpacked does that.
+        super().__init__(*args, auto_decompress=False, **kwargs)
         self._on_refused = on_refused
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
@@ -144,6 +159,11 @@ class Connection(RequestHandler):
         self.transport = None  # or aiohttp would close it
         self.connection_lost(None)
         return transport
+
+    def message_tail(self) -> bytes:
+        """Return what came in behind a request to switch protocols, which the parser leaves alone."""
+        tail, self._message_tail = self._message_tail, b""
+        return tail
 
     def maker(self) -> Callable[[], RequestHandler]:
         """Return what makes connections of the same server."""
@@ -222,8 +242,8 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; aiohttp's own error pages, raised outside the middleware (Expect), become problem documents."""
-        if isinstance(resp, Handover):
-            resp.take(resp, self)
+        if isinstance(resp, Departure):
+            resp.take(self)
             return resp, False
         self._answered(request)
         if isinstance(resp, web.HTTPException):

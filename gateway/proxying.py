@@ -1,0 +1,216 @@
+"""The part of the composition root that builds what stands in front of backends: upstreams, routes, the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from gateway.auth.policy import AUTHENTICATED
+from gateway.auth.templates import parse_template
+from gateway.channels import parse_pattern
+from gateway.config.routes import Edits, RouteSection
+from gateway.config.sections import Config
+from gateway.config.upstreams import BreakerSection, OutliersSection, TargetTls, UpstreamSection
+from gateway.limits import Slots, TokenBuckets
+from gateway.metrics import Metrics
+from gateway.proxy.balancing import balancer
+from gateway.proxy.breaker import Breaker
+from gateway.proxy.cache import Cache
+from gateway.proxy.forward import NEVER, Backend, Forwarder, Retries, Terms
+from gateway.proxy.headers import stripped_names
+from gateway.proxy.healthiness import Healthiness
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.outliers import Outliers
+from gateway.proxy.pool import Pool
+from gateway.proxy.retry import Budget
+from gateway.proxy.rewriting import HeaderEdits, PathRewrite, parse_edits, parse_path_rewrite, parse_prefix_rewrite
+from gateway.proxy.routes import Entry, Match, Routes
+from gateway.proxy.split import Split
+from gateway.proxy.target import Endpoint
+from gateway.proxy.turnstile import Turnstile
+from gateway.proxy.upstream import Upstream
+from gateway.server.accesslog import AccessLog
+from gateway.server.address import TrustedProxies
+from gateway.server.admission import Admission
+from gateway.server.proxy import Proxy, Route
+from gateway.server.proxymetrics import ProxyMetrics
+
+UNBOUNDED = 2**31
+"""Slots of a route where only each principal's are bounded."""
+
+
+class Backends:
+    """All upstreams with what runs for them: health checks, look-ups of names, clocks. Build it on the loop that runs it."""
+
+    def __init__(self, sections: Mapping[str, UpstreamSection], observer: ProxyMetrics) -> None:
+        self._sections = sections
+        self._observer = observer
+        self.by_name = {name: _backend(name, section) for name, section in sections.items()}
+
+    async def start(self, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+        """Look names up once, and begin to watch."""
+        for name, backend in self.by_name.items():
+            spawn(backend.pool.run())
+
+    def stop(self) -> None:
+        """Close all connections to targets."""
+        for backend in self.by_name.values():
+            backend.pool.close()
+
+
+def _backend(name: str, section: UpstreamSection) -> Backend:
+    limits, given = section.limits, section.retries
+    outliers = section.outliers
+    upstream = Upstream(
+        name,
+        [Endpoint(each.address, each.weight, each.priority) for each in section.targets if each.address is not None],
+        balancer(section.balance),
+        breaker=None if section.breaker is None else partial(_breaker, section.breaker),
+        outliers=None if outliers is None else partial(_outliers, outliers),
+        healthiness=None if section.health is None else partial(Healthiness, rise=section.health.rise, fall=section.health.fall),
+        max_share=0.0 if outliers is None else outliers.max_share,
+        slow_start=section.slow_start,
+    )
+    kept = section.connections
+    return Backend(
+        upstream=upstream,
+        pool=Pool(
+            idle=kept.idle,
+            keepalive=kept.keepalive,
+            tls=None if section.tls is None else tls_context(section.tls),
+            server_name=None if section.tls is None else section.tls.server_name,
+        ),
+        turnstile=Turnstile(
+            name, concurrent=limits.concurrent, held=limits.held, queue=limits.queue, queue_timeout=limits.queue_timeout
+        ),
+        retries=NEVER
+        if given is None
+        else Retries(given.attempts, frozenset(given.statuses), given.backoff, given.max_backoff),
+        budget=Budget(0.0, 0.0) if given is None else Budget(given.budget, given.budget_least),
+        key=None if section.hash_on is None else parse_template(section.hash_on, headers=True),
+    )
+
+
+def _breaker(given: BreakerSection) -> Breaker:
+    return Breaker(consecutive=given.consecutive, open=given.open, max_open=given.max_open, trials=given.trials)
+
+
+def _outliers(given: OutliersSection) -> Outliers:
+    return Outliers(
+        consecutive=given.consecutive,
+        rate=given.rate,
+        least_requests=given.least_requests,
+        window=given.window,
+        ejection=given.ejection,
+        max_ejection=given.max_ejection,
+    )
+
+
+def tls_context(given: TargetTls) -> ssl.SSLContext:
+    """Return how to speak HTTPS with targets; OSError or ssl.SSLError if the files cannot be used."""
+    context = ssl.create_default_context(cafile=None if given.cafile is None else str(given.cafile))
+    if not given.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if given.certfile is not None:
+        context.load_cert_chain(str(given.certfile), None if given.keyfile is None else str(given.keyfile))
+    return context
+
+
+# --- routes ---
+
+
+def routes(config: Config, backends: Mapping[str, Backend]) -> Routes[Route]:
+    """Return the table of routes; a configuration that was checked cannot fail here."""
+    return Routes(Entry(name, match(section), _route(name, section, config, backends)) for name, section in config.routes.items())
+
+
+def match(section: RouteSection) -> Match:
+    """Return what a route takes."""
+    pattern = section.path if section.path is not None else section.prefix or "/"
+    return Match(
+        segments=parse_path(pattern),
+        below=section.path is None,
+        hosts=section.hosts,
+        methods=None if section.methods is None else frozenset(section.methods),
+        headers=tuple(section.headers.items()),
+        query=tuple(section.query.items()),
+    )
+
+
+def _route(name: str, section: RouteSection, config: Config, backends: Mapping[str, Backend]) -> Route:
+    parameters = section.parameters
+    cors = section.cors or config.cors
+    limits = section.limits
+    requests = None if limits is None else limits.requests
+    concurrent = None if limits is None else limits.concurrent
+    return Route(
+        name=name,
+        backends={upstream: backends[upstream] for upstream, _ in section.shares},
+        split=None if section.split is None else Split(section.shares),
+        split_on=None
+        if section.split is None or section.split.on is None
+        else parse_template(section.split.on, parameters=parameters, headers=True),
+        terms=_terms(section),
+        allow=section.rule or AUTHENTICATED,
+        public=section.public,
+        max_body=config.server.max_body_bytes if section.max_body_bytes is None else section.max_body_bytes,
+        rewrite=_rewrite(section),
+        host=section.rewrite.host,
+        request_edits=_edits(section.request_headers, parameters),
+        response_edits=_edits(section.response_headers, parameters),
+        claims=tuple((field, parse_template(text, parameters=parameters)) for field, text in section.claims.items()),
+        stripped=stripped_names(section.claims, authorization=section.authorization == "forward"),
+        bucket=None if requests is None else TokenBuckets(name, quota=requests.burst, window=requests.window),
+        slots=None if concurrent is None else Slots(quota=concurrent, total=UNBOUNDED),
+        origins=frozenset(cors.origins) if cors.origins else None,
+        lifecycle=_lifecycle(section),
+        compress=section.compress,
+        cache=None
+        if section.cache is None
+        else Cache(
+            max_bytes=section.cache.max_bytes,
+            max_answer_bytes=section.cache.max_answer_bytes,
+            collapse=section.cache.collapse,
+        ),
+    )
+
+
+def _terms(section: RouteSection) -> Terms:
+    given, hold = section.timeouts, section.hold
+    return Terms(
+        connect=given.connect,
+        first_byte=given.first_byte if hold is None else hold.first_byte,
+        idle=given.idle,
+        total=given.total if hold is None else hold.total,
+        held=hold is not None,
+        retries=section.retries,
+    )
+
+
+def _rewrite(section: RouteSection) -> PathRewrite | None:
+    given = section.rewrite
+    if given.path is not None:
+        return parse_path_rewrite(given.path, section.parameters)
+    return None if given.prefix is None else parse_prefix_rewrite(given.prefix)
+
+
+def _edits(given: Edits, parameters: Iterable[str]) -> HeaderEdits:
+    return parse_edits(given.set, given.add, given.remove, frozenset(parameters))
+
+
+def _lifecycle(section: RouteSection) -> Lifecycle | None:
+    if section.deprecated is None and section.sunset is None and section.successor is None:
+        return None
+    return Lifecycle(
+        version=section.version,
+        deprecated=section.deprecated_at,
+        deprecation_info=section.deprecation_info,
+        sunset=section.gone_at,
+        successor=section.successor,
+    )
