@@ -80,9 +80,12 @@ def _continued(hop: Hop, own: Sequence[tuple[str, str]], told: Mapping[bytes, Se
 def _joined(told: Mapping[bytes, Sequence[str]], name: bytes) -> str:
     """Return the values of all fields of a name as one list (RFC 9110, section 5.3)."""
     values = told.get(name)
-    return ", ".join(filter(None, values)) if values else ""
+    if not values:
+        return ""
+    return values[0] if len(values) == 1 else ", ".join(filter(None, values))
 
 
+@lru_cache(maxsize=4096)  # the clients behind a proxy come again
 def _node(address: str) -> str:
     """Return an address as RFC 7239, section 6, has it: IPv6 in brackets, and quoted as all that has a colon."""
     if _NODE.fullmatch(address):
