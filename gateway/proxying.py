@@ -12,13 +12,12 @@ from typing import Any
 
 from gateway.auth.policy import AUTHENTICATED
 from gateway.auth.templates import parse_template
-from gateway.channels import parse_pattern
 from gateway.config.routes import Edits, RouteSection
 from gateway.config.sections import Config
 from gateway.config.upstreams import BreakerSection, OutliersSection, TargetTls, UpstreamSection
 from gateway.limits import Slots, TokenBuckets
 from gateway.metrics import Metrics
-from gateway.proxy.balancing import balancer
+from gateway.proxy.balancing import Balancer, Hash, LeastOutstanding, Random, RoundRobin
 from gateway.proxy.breaker import Breaker
 from gateway.proxy.cache import Cache
 from gateway.proxy.forward import NEVER, Backend, Forwarder, Retries, Terms
@@ -26,6 +25,7 @@ from gateway.proxy.headers import stripped_names
 from gateway.proxy.healthiness import Healthiness
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.outliers import Outliers
+from gateway.proxy.paths import parse_path, parse_prefix
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Budget
 from gateway.proxy.rewriting import HeaderEdits, PathRewrite, parse_edits, parse_path_rewrite, parse_prefix_rewrite
@@ -42,6 +42,14 @@ from gateway.server.proxymetrics import ProxyMetrics
 
 UNBOUNDED = 2**31
 """Slots of a route where only each principal's are bounded."""
+
+
+_BALANCERS: Mapping[str, Callable[[], Balancer]] = {
+    "round_robin": RoundRobin,
+    "least_outstanding": LeastOutstanding,
+    "hash": Hash,
+    "random": Random,
+}
 
 
 class Backends:
@@ -69,7 +77,7 @@ def _backend(name: str, section: UpstreamSection) -> Backend:
     upstream = Upstream(
         name,
         [Endpoint(each.address, each.weight, each.priority) for each in section.targets if each.address is not None],
-        balancer(section.balance),
+        _BALANCERS[section.balance](),
         breaker=None if section.breaker is None else partial(_breaker, section.breaker),
         outliers=None if outliers is None else partial(_outliers, outliers),
         healthiness=None if section.health is None else partial(Healthiness, rise=section.health.rise, fall=section.health.fall),
@@ -132,9 +140,8 @@ def routes(config: Config, backends: Mapping[str, Backend]) -> Routes[Route]:
 
 def match(section: RouteSection) -> Match:
     """Return what a route takes."""
-    pattern = section.path if section.path is not None else section.prefix or "/"
     return Match(
-        segments=parse_path(pattern),
+        segments=parse_prefix(section.prefix or "/") if section.path is None else parse_path(section.path),
         below=section.path is None,
         hosts=section.hosts,
         methods=None if section.methods is None else frozenset(section.methods),
