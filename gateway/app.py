@@ -22,7 +22,8 @@ from typing import Any
 from aiohttp import web
 
 from gateway.auth.authenticator import Authenticator
-from gateway.config.sections import Bucket, Config
+from gateway.config.access import Bucket
+from gateway.config.sections import Config
 from gateway.errors import GatewayError
 from gateway.fanout.hub import Hub
 from gateway.fanout.reader import Reader

@@ -141,7 +141,8 @@ def _schema() -> dict[str, Any]:
 def _check(config: Config | None, values: object, base: FilePath | None) -> list[tuple[Path, str]]:
     left = config or _prune(values, base)
     aliases = frozenset(_mapping(_mapping(_mapping(values).get("auth")).get("issuers")))
-    return list(check(left, aliases)) if left is not None else []
+    upstreams = frozenset(_mapping(_mapping(values).get("upstreams")))
+    return list(check(left, aliases, upstreams)) if left is not None else []
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:
@@ -164,8 +165,14 @@ def _prune(values: object, base: FilePath | None) -> Config | None:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 loc = tuple(step for step in detail["loc"] if step != "[key]")
-                if loc != _NEEDED:
-                    _cut(left, loc[:-1] if detail["type"] == "missing" else loc)
+                match detail["type"], loc:
+                    case "missing", ("upstreams", name, "targets"):
+                        # All else of an upstream is worth a look without them.
+                        left["upstreams"][name]["targets"] = ["localhost:1"]
+                    case "missing", _ if loc != _NEEDED:
+                        _cut(left, loc[:-1])
+                    case _ if loc != _NEEDED:
+                        _cut(left, loc)
         # The one value without which there is no Config at all.
         left.setdefault("kafka", {})["bootstrap_servers"] = ["localhost:9092"]
     return None
