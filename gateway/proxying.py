@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from gateway.auth.policy import AUTHENTICATED
 from gateway.auth.templates import parse_template
 from gateway.config.routes import Edits, RouteSection
+from gateway.config.proxychecks import own_paths
 from gateway.config.sections import Config
 from gateway.config.upstreams import BreakerSection, OutliersSection, TargetTls, UpstreamSection
 from gateway.limits import Slots, TokenBuckets
@@ -40,6 +39,8 @@ from gateway.server.admission import Admission
 from gateway.server.proxy import Proxy, Route
 from gateway.server.proxymetrics import ProxyMetrics
 
+Handler = Callable[[Any], Awaitable[Any]]
+
 UNBOUNDED = 2**31
 """Slots of a route where only each principal's are bounded."""
 
@@ -52,22 +53,58 @@ _BALANCERS: Mapping[str, Callable[[], Balancer]] = {
 }
 
 
-class Backends:
-    """All upstreams with what runs for them: health checks, look-ups of names, clocks. Build it on the loop that runs it."""
+class Proxied:
+    """Upstreams and routes of one process, with all that runs for them. Build it on the loop that runs it."""
 
-    def __init__(self, sections: Mapping[str, UpstreamSection], observer: ProxyMetrics) -> None:
-        self._sections = sections
-        self._observer = observer
-        self.by_name = {name: _backend(name, section) for name, section in sections.items()}
+    def __init__(
+        self,
+        config: Config,
+        *,
+        admission: Admission,
+        trusted: TrustedProxies,
+        metrics: Metrics,
+        access_log: AccessLog | None,
+        closing: Callable[[], bool],
+    ) -> None:
+        self._sections = config.upstreams
+        self._backends = {name: _backend(name, section) for name, section in config.upstreams.items()}
+        self._observer = ProxyMetrics(metrics, self._backends.values, time.monotonic)
+        self._forwarder = Forwarder(self._observer)
+        self._table = routes(config, self._backends)
+        self._proxy = Proxy(
+            routes=self._table,
+            own=own_paths(config.server),
+            forwarder=self._forwarder,
+            admission=admission,
+            trusted=trusted,
+            metrics=self._observer,
+            access_log=access_log,
+            closing=closing,
+            scheme="https" if config.server.tls else "http",
+        )
+        self._caches = [route.cache for route in self._table.routes() if route.cache is not None]
+
+    def door(self, application: Handler) -> Handler:
+        """Return the handler of all requests, given the application's; the same where there are no routes."""
+        return self._proxy.door(application) if len(self._table) else application
 
     async def start(self, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
-        """Look names up once, and begin to watch."""
-        for name, backend in self.by_name.items():
+        """Begin to watch targets and clocks; `spawn` keeps the tasks."""
+        for name, backend in self._backends.items():
             spawn(backend.pool.run())
+            for work in watching(backend, self._sections[name], self._observer):
+                spawn(work)
 
-    def stop(self) -> None:
-        """Close all connections to targets."""
-        for backend in self.by_name.values():
+    async def drain(self, window: float) -> None:
+        """End the long polls that backends hold, spread over `window` seconds: their clients come back to another instance."""
+        await self._forwarder.drain(window)
+
+    async def stop(self) -> None:
+        """Cut tunnels, end fetches, and close all connections to targets."""
+        self._proxy.close()
+        for cache in self._caches:
+            await cache.close()
+        for backend in self._backends.values():
             backend.pool.close()
 
 
@@ -102,6 +139,13 @@ def _backend(name: str, section: UpstreamSection) -> Backend:
         budget=Budget(0.0, 0.0) if given is None else Budget(given.budget, given.budget_least),
         key=None if section.hash_on is None else parse_template(section.hash_on, headers=True),
     )
+
+
+def watching(
+    backend: Backend, section: UpstreamSection, observer: ProxyMetrics
+) -> Iterator[Coroutine[Any, Any, None]]:
+    """Yield what has to run for an upstream: active checks, and looks for the addresses of names."""
+    yield from ()
 
 
 def _breaker(given: BreakerSection) -> Breaker:

@@ -37,6 +37,7 @@ CONTINUE_SECONDS = 1.0
 """Time that a target gets to say 100 Continue before the body is sent all the same (RFC 9110 §10.1.1)."""
 
 _CONTINUE = 100
+_DRAIN_STEP = 0.1
 # What tells that a target is not well; 501 and 505 tell of the request.
 _FAILURES = frozenset({500, 502, 503, 504})
 
@@ -233,6 +234,21 @@ class Forwarder:
         self._clock = clock
         self._rand = rand
         self._loop = asyncio.get_running_loop()
+        # Answers that held requests wait for.
+        self._held: dict[asyncio.Future[Answer], None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Forwarder, {len(self._held)} held>"
+
+    async def drain(self, window: float) -> None:
+        """End the held requests with Draining, spread evenly over `window` seconds; each client may come back elsewhere."""
+        until = self._clock() + window
+        while waiting := [answered for answered in self._held if not answered.done()]:
+            left = until - self._clock()
+            steps = max(1, int(left / _DRAIN_STEP))
+            for answered in waiting[: -(-len(waiting) // steps)]:
+                answered.set_exception(errors.Draining())
+            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
 
     async def ask(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None) -> Exchange:
         """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by.
@@ -372,6 +388,8 @@ class Forwarder:
                 if not answered.done():
                     await pump  # raises what was wrong with it
                     connection.bound(min(self._clock() + terms.first_byte, until))
+            if terms.held:
+                self._held[answered] = None
             answer = await answered
         except BaseException:
             connection.abort()
@@ -380,6 +398,8 @@ class Forwarder:
             if pump is not None:
                 pump.cancel()
             raise
+        finally:
+            self._held.pop(answered, None)
         held = terms.held
         connection.bound(until, terms.idle)
         return Exchange(backend, target, connection, answer, terms, held, self._observer, self._clock, pump)

@@ -137,10 +137,12 @@ class Routes(Generic[R]):
 
     def __init__(self, entries: Iterable[Entry[R]]) -> None:
         self._names: list[str] = []
+        self._routes: list[R] = []
         tables: dict[str | None, _Node[R]] = {}
         conflicts: dict[tuple[str, str], Conflict] = {}
         for entry in entries:
             self._names.append(entry.name)
+            self._routes.append(entry.route)
             hosts = entry.match.hosts
             for host in (None,) if hosts is None else dict.fromkeys(map(host_name, hosts)):
                 table = tables.setdefault(host, _Node())
@@ -165,6 +167,10 @@ class Routes(Generic[R]):
 
     def __repr__(self) -> str:
         return f"Routes({', '.join(self._names)})"
+
+    def routes(self) -> list[R]:
+        """Return what is tied to the entries, in the order given."""
+        return list(self._routes)
 
     def find(self, host: str, method: str, path: str, query: str, headers: Mapping[str, str]) -> Found[R] | WrongMethod | None:
         """Find the route of a request, from its head as it came: `host` with its port, `path` and `query` raw.

@@ -287,10 +287,16 @@ class Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """aiohttp's application runner with our server, which gets the further arguments."""
+    """aiohttp's application runner with our server, which gets the further arguments.
 
-    def __init__(self, app: web.Application, *, shutdown_timeout: float, **kwargs: Any) -> None:
+    `door` makes the handler of all requests from the application's.
+    """
+
+    def __init__(
+        self, app: web.Application, *, shutdown_timeout: float, door: Callable[[Any], Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=shutdown_timeout)
+        self._door = door
         self._server_args = kwargs
 
     async def _make_server(self) -> web.Server:
@@ -299,8 +305,9 @@ class Runner(web.AppRunner):
         self._app.on_startup.freeze()
         await self._app.startup()
         self._app.freeze()
+        inside = self._app._handle  # noqa: SLF001
         return Server(
-            self._app._handle,  # noqa: SLF001
+            inside if self._door is None else self._door(inside),
             request_factory=self._app._make_request,  # noqa: SLF001
             loop=loop,
             access_log=None,

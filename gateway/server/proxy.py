@@ -10,8 +10,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -24,6 +25,9 @@ from gateway.auth.principal import Principal
 from gateway.auth.templates import Template
 from gateway.limits import Slots, TokenBuckets, refusal_fields
 from gateway.proxy.body import Body
+from gateway.proxy.cache import Cache
+from gateway.proxy.caching import CacheRequest, Fetched
+from gateway.proxy.compression import Compressor, coding_for, mark, pays
 from gateway.proxy.connection import TargetFailed
 from gateway.proxy.forward import Backend, Exchange, Forwarder, Outgoing, Terms
 from gateway.proxy.forwarding import Hop
@@ -47,6 +51,9 @@ from gateway.server.relay import Relay
 _log = logging.getLogger(__name__)
 TRANSPORT = "proxy"
 EVENT_STREAM = "text/event-stream"
+BROKEN = "upstream_broken"
+"""The outcome of an answer that broke off: its connection is cut."""
+
 _SWITCHING_PROTOCOLS = 101
 _NO_EDITS = HeaderEdits()
 
@@ -77,6 +84,8 @@ class Route:
     slots: Slots | None = None
     origins: frozenset[str] | None = None
     lifecycle: Lifecycle | None = None
+    compress: bool = False
+    cache: Cache | None = None
 
     def backend(self, values: Values, address: str) -> Backend:
         """Return the backend for a request."""
@@ -102,7 +111,7 @@ class Passage:
     values: Values
     origin: str | None = None
     """The Access-Control-Allow-Origin to answer with, None: none."""
-    exchange: Exchange | None = None
+    upstream: str | None = None
     body: Body | None = None
     held: bool = False
 
@@ -169,7 +178,7 @@ class Proxy:
         self, request: web.BaseRequest, found: Found[Route] | WrongMethod, host: str, path: str, query: str
     ) -> web.StreamResponse:
         facts = self._facts(request)
-        relay = Relay(request, closing=self._closing())
+        relay = Relay(request)
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
@@ -256,23 +265,113 @@ class Proxy:
     async def _forward(self, passage: Passage) -> web.StreamResponse:
         route = passage.route
         backend = route.backend(passage.values, passage.facts.address)
+        passage.upstream = backend.name
         outgoing = self._outgoing(passage)
         key = None if backend.key is None else passage.values.text(backend.key).encode("utf-8", "surrogateescape")
         passage.held = route.terms.held
-        exchange = passage.exchange = await self._forwarder.ask(backend, route.terms, outgoing, key)
         try:
-            if exchange.message.code == _SWITCHING_PROTOCOLS:
-                return self._switch(passage, exchange)
-            await self._return(passage, exchange)
+            if route.cache is not None and hdrs.UPGRADE not in outgoing.headers:
+                await self._from_cache(passage, route.cache, backend, outgoing, key)
+            else:
+                exchange = await self._forwarder.ask(backend, route.terms, outgoing, key)
+                try:
+                    if exchange.message.code == _SWITCHING_PROTOCOLS:
+                        return self._switch(passage, exchange)
+                    await self._return(passage, exchange)
+                finally:
+                    if not exchange.switched:
+                        exchange.close()
         except TargetFailed:
             # The client must not take what it has for the whole.
             passage.relay.abort()
-            passage.facts.code = "upstream_broken"
-        finally:
-            if not exchange.switched:
-                exchange.close()
+            passage.facts.code = BROKEN
         self._done(passage.request, passage, passage.facts, passage.relay)
         return passage.relay.result
+
+    async def _return(self, passage: Passage, exchange: Exchange) -> None:
+        """Send a backend's answer."""
+        message = exchange.message
+        headers = returned_head(message.raw_headers, version=_version(message), trailers=message.chunked)
+        if message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
+            exchange.hold()
+            passage.held = True
+            await self._send(passage, message.code, message.reason, headers, None, exchange.read)
+        else:
+            await self._send(
+                passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers
+            )
+
+    async def _from_cache(
+        self, passage: Passage, cache: Cache, backend: Backend, outgoing: Outgoing, key: bytes | None
+    ) -> None:
+        """Send what is stored, or what the backend says, which may be stored then."""
+        route = passage.route
+
+        async def fetch(headers: CIMultiDict[str]) -> Fetched:
+            asked = replace(outgoing, headers=headers)
+            return await fetched(await self._forwarder.ask(backend, route.terms, asked, key))
+
+        asked = CacheRequest(
+            outgoing.method,
+            self._scheme,
+            passage.hop.host,
+            passage.message.path,
+            outgoing.headers,
+            authenticated=not route.public,
+            anonymous=route.public and not route.claims,
+            held=route.terms.held,
+        )
+        answer = await cache.fetch(asked, fetch)
+        self._metrics.cached(route.name, answer.result)
+        try:
+            whole = answer.body if isinstance(answer.body, bytes) else None
+            await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
+        finally:
+            await answer.close()
+
+    async def _send(
+        self,
+        passage: Passage,
+        status: int,
+        reason: str,
+        headers: CIMultiDict[str],
+        whole: bytes | None,
+        read: Callable[[], Awaitable[bytes]],
+        trailers: Callable[[], CIMultiDict[str] | None] = lambda: None,
+    ) -> None:
+        """Send an answer: all at once if its body is there, else as it comes."""
+        route, relay = passage.route, passage.relay
+        if self._closing():
+            relay.close()
+        coding = None
+        if route.compress and pays(status, headers, _size(headers, whole)):
+            coding = coding_for(passage.request.headers.get(hdrs.ACCEPT_ENCODING))
+            mark(headers, coding)
+        self._dress(passage, headers)
+        after = None if whole is None else trailers()
+        if whole is not None and after is None:
+            relay.send(status, reason, headers, whole if coding is None else Compressor(coding).end(whole))
+            return
+        relay.begin(status, reason, headers)
+        compressor = None if coding is None else Compressor(coding)
+        data = whole or b""
+        if whole is None:
+            data = await read()
+        while data:
+            await relay.write(data if compressor is None else compressor.feed(data))
+            data = b"" if whole is not None else await read()
+        if compressor is not None:
+            await relay.write(compressor.end())
+        relay.end(trailers())
+
+    def _dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
+        """Put in what the route has to say."""
+        route = passage.route
+        if route.lifecycle is not None:
+            headers.extend(route.lifecycle.fields)
+        route.response_edits.apply(headers, passage.values)
+        headers["X-Request-Id"] = passage.facts.request_id
+        self._mark(headers, passage.origin, route)
 
     def _outgoing(self, passage: Passage) -> Outgoing:
         route, request, message = passage.route, passage.request, passage.message
@@ -317,35 +416,6 @@ class Proxy:
             # RFC 9110 §8.6: a POST without a body says so.
             return None
         return Body(request.content, length=None if message.chunked else length, limit=passage.route.max_body, idle=passage.route.terms.idle)
-
-    async def _return(self, passage: Passage, exchange: Exchange) -> None:
-        message, relay = exchange.message, passage.relay
-        headers = self._head(passage, message)
-        streamed = message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM)
-        whole = None if streamed else exchange.whole()
-        if whole is not None and exchange.trailers() is None:
-            relay.send(message.code, message.reason, headers, whole)
-            return
-        if streamed:
-            exchange.hold()
-            passage.held = True
-        relay.begin(message.code, message.reason, headers)
-        if whole:
-            await relay.write(whole)
-        while data := await exchange.read():
-            await relay.write(data)
-        relay.end(exchange.trailers())
-
-    def _head(self, passage: Passage, message: RawResponseMessage) -> CIMultiDict[str]:
-        route = passage.route
-        headers = returned_head(message.raw_headers, version=_version(message), trailers=message.chunked)
-        if route.lifecycle is not None:
-            for name, value in route.lifecycle.fields:
-                headers.add(name, value)
-        route.response_edits.apply(headers, passage.values)
-        headers.setdefault("X-Request-Id", passage.facts.request_id)
-        self._mark(headers, passage.origin, route)
-        return headers
 
     # --- cross-origin requests (Fetch standard) ---
 
@@ -400,6 +470,7 @@ class Proxy:
         target = exchange.detach()
         exchange.hold()
         passage.held = True
+        headers["X-Request-Id"] = passage.facts.request_id
         passage.relay.switch(exchange.message.reason, headers)
 
         def ended(tunnel: Tunnel) -> None:
@@ -474,7 +545,7 @@ class Proxy:
                 issuer=None if principal is None else principal.issuer,
                 subject=None if principal is None else principal.subject,
                 route=route,
-                upstream=None if passage is None or passage.exchange is None else passage.exchange.backend.name,
+                upstream=None if passage is None else passage.upstream,
             )
 
     def close(self) -> None:
@@ -545,6 +616,47 @@ def _authority(request: web.BaseRequest, path: str) -> tuple[str, str]:
         host, slash, rest = rest.partition("/")
         return host, slash + rest or "/"
     return request.headers.get(hdrs.HOST, ""), path
+
+
+async def fetched(exchange: Exchange) -> Fetched:
+    """Return a backend's answer as a cache takes it."""
+    message = exchange.message
+    headers = returned_head(message.raw_headers, version=_version(message))
+    whole = exchange.whole()
+    if whole is None:
+        return Fetched(message.code, headers, Pouring(exchange))
+    exchange.close()
+    return Fetched(message.code, headers, whole)
+
+
+class Pouring(AsyncIterator[bytes]):
+    """The body of an exchange, which ends with it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __anext__(self) -> bytes:
+        """Return the next of it; TargetFailed if it breaks off."""
+        data = await self._exchange.read()
+        if not data:
+            self._exchange.close()
+            raise StopAsyncIteration
+        return data
+
+    async def aclose(self) -> None:
+        """Give up the rest."""
+        self._exchange.close()
+
+
+async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
+    return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _size(headers: Mapping[str, str], whole: bytes | None) -> int | None:
+    if whole is not None:
+        return len(whole)
+    length = headers.get(hdrs.CONTENT_LENGTH, "")
+    return int(length) if length.isdigit() else None
 
 
 def _returned(message: RawResponseMessage) -> CIMultiDict[str]:

@@ -33,6 +33,10 @@ class ProxyMetrics:
         if sent:
             metrics.proxy_sent_bytes.bind(route).add(sent)
 
+    def cached(self, route: str, result: str) -> None:
+        """Count what a cache had."""
+        self._metrics.proxy_cache.bind(route, result).add()
+
     def refused(self, error: errors.GatewayError) -> None:
         """Count what a limit or the want of a right refused."""
         count_refusal(self._metrics, error)

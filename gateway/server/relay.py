@@ -23,14 +23,14 @@ _CLOSED = Relayed(keep_alive=False)
 class Relay:
     """One answer to one request; begun once, with `send` or with `begin`."""
 
-    def __init__(self, request: web.BaseRequest, *, closing: bool) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         protocol = request.protocol
         if not isinstance(protocol, Connection):
             raise AssertionError("our server makes only our connections")
         self._protocol = protocol
         self._modern = request.version >= HttpVersion11
         self._bodiless = request.method == hdrs.METH_HEAD
-        self._keep_alive = request.keep_alive and not closing
+        self._keep_alive = request.keep_alive
         self._chunked = False
         self._ended = False
         self.began = False
