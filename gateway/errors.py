@@ -186,7 +186,7 @@ class CursorExpired(GatewayError):
 
 
 class Gone(GatewayError):
-    """The channel is past its sunset."""
+    """A channel or a route is past its sunset."""
 
     code = "gone"
 
