@@ -113,7 +113,7 @@ class OutliersSection(Section):
     window: Annotated[Seconds, Field(ge=1, le=3600)] = 10.0
     """Seconds that are looked at."""
     ejection: Annotated[Seconds, Field(gt=0)] = 10.0
-    """Seconds that a target is left out for; times in a row add up."""
+    """Seconds that a target is left out for, times the number of times in a row."""
     max_ejection: Annotated[Seconds, Field(gt=0)] = 300.0
     """Seconds that it is left out for, at most."""
     max_share: Annotated[Number, Field(gt=0, le=1)] = 0.5
@@ -147,7 +147,7 @@ class Retries(Section):
     budget: Annotated[Number, Field(ge=0, le=1)] = 0.2
     """Share of the requests that further attempts may add."""
     budget_least: Annotated[Count, Field(ge=0, le=100_000)] = 10
-    """Further attempts that are allowed however few requests there are."""
+    """Further attempts a second that are allowed however few requests there are."""
 
 
 class UpstreamSection(Section):
