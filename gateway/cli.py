@@ -27,6 +27,7 @@ from gateway.auth.tokens import Issuer
 from gateway.channels import MAX_CHANNELS
 from gateway.config.loading import ConfigInvalid, Inspected, inspect, json_schema, read
 from gateway.config.sections import MAX_WORKERS, Config
+from gateway.config.tables import tables
 from gateway.devbroker.server import Broker
 from gateway.errors import GatewayError, SubscriptionTooWide, TokenInvalid
 from gateway.fanout.cursor import TopicPosition, check_width
@@ -95,7 +96,8 @@ def worker() -> None:
 @main.command()
 @_config_option
 @click.option("--broker", is_flag=True, help="Also ask the brokers for the topics and their partitions.")
-def check(file: Path, *, broker: bool) -> None:
+@click.option("--routes", is_flag=True, help="Also show the routes, the most exact first, and the upstreams.")
+def check(file: Path, *, broker: bool, routes: bool) -> None:
     """Check a configuration, and say what is unwise in it."""
     inspected = _inspect(file)
     config = inspected.config
@@ -104,9 +106,13 @@ def check(file: Path, *, broker: bool) -> None:
         warnings += _run(_ask_brokers(config))
     for warning in warnings:
         click.echo(f"warning: {warning}")
+    for line in tables(config) if routes else ():
+        click.echo(line)
     issuers = ", ".join(config.auth.issuers) or "none"
     workers = f", workers: {config.server.workers}" if config.server.workers > 1 else ""
-    click.echo(f"{file}: OK: channels: {len(config.channels)}, issuers: {issuers}{workers}, warnings: {len(warnings)}")
+    passed = f", routes: {len(config.routes)}, upstreams: {len(config.upstreams)}" if config.routes or config.upstreams else ""
+    counts = f"channels: {len(config.channels)}{passed}, issuers: {issuers}{workers}, warnings: {len(warnings)}"
+    click.echo(f"{file}: OK: {counts}")
 
 
 async def _ask_brokers(config: Config) -> list[str]:

@@ -104,6 +104,17 @@ class TestCheck:
         assert result.stdout.endswith(f"{file}: OK: channels: 1, issuers: main, workers: 4, warnings: 3\n")
         assert "limits.parked_polls 400000\n" in result.stdout
 
+    def test_routes_and_upstreams_can_be_shown(self, file):
+        """In the order in which routes are tried."""
+        text = "routes: {all: {prefix: /, upstream: b}, a: {path: /a, upstream: b}}\nupstreams: {b: {targets: ['b:1']}}\n"
+        file.write_text(TEXT + text)
+        result = call("check", "-c", file, "--routes")
+        assert result.exit_code == 0
+        *shown, last = result.stdout.splitlines()
+        assert [line.split(":")[0] for line in shown if line[0] != " "] == ["route a", "route all", "upstream b"]
+        assert last == f"{file}: OK: channels: 1, routes: 2, upstreams: 1, issuers: main, warnings: 0"
+        assert call("check", "-c", file).stdout == f"{last}\n"
+
     def test_the_file_may_be_named_by_the_environment(self, file):
         assert call("check", GATEWAY_CONFIG=str(file)).exit_code == 0
 

@@ -13,22 +13,22 @@ from gateway.auth.templates import parse_template
 from gateway.channels import Channel, parse_pattern
 from gateway.config import proxyadvice, proxychecks
 from gateway.config.document import Path
-from gateway.config.findings import Finding, authorities, pem, said
+from gateway.config.findings import Finding, Names, authorities, pem, said
 from gateway.config.sections import ChannelSection, Config, Issuer, Key, Security, Server
 
 _OWN_PATHS = ("/livez", "/readyz", "/metrics")
 _MAX_KEY_BYTES = 256 << 10
 
 
-def check(config: Config, aliases: frozenset[str], upstreams: frozenset[str]) -> Iterator[Finding]:
-    """Give each mistake; `aliases` are the issuers, `upstreams` their names, also of those that have mistakes of their own."""
+def check(config: Config, names: Names) -> Iterator[Finding]:
+    """Give each mistake of what is left of a file."""
     yield from _server(config.server)
     yield from _security(config.kafka.security)
     if config.kafka.tail_bytes > config.kafka.tails_bytes:
         yield ("kafka", "tail_bytes"), "expected at most kafka.tails_bytes, got more"
     yield from _issuers(config.auth.issuers)
-    yield from _channels(config, aliases)
-    yield from proxychecks.check(config, aliases, upstreams)
+    yield from _channels(config, names.issuers)
+    yield from proxychecks.check(config, names)
     if config.subscribe.default_wait > config.subscribe.max_wait:
         yield ("subscribe", "default_wait"), "expected at most subscribe.max_wait, got more"
 
@@ -174,9 +174,9 @@ def _trust(channel: Channel) -> Iterator[Finding]:
 
 def advise(config: Config) -> Iterator[Finding]:
     """Give advice on what works, but is seldom meant."""
-    if not config.channels:
+    if not config.channels and not config.routes:
         yield ("channels",), "there are no channels, so there is nothing to read"
-    if not config.auth.issuers:
+    if not config.auth.issuers and not any(route.public for route in config.routes.values()):
         yield ("auth",), "there are no issuers, so nobody can come in"
     yield from _server_advice(config.server)
     yield from _workers_advice(config)

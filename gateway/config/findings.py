@@ -7,11 +7,21 @@ import ssl
 from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path as FilePath
+from typing import NamedTuple
 
 from gateway.config.document import Path
 from gateway.config.section import Section
 
 Finding = tuple[Path, str]
+
+
+class Names(NamedTuple):
+    """What the file has, also where it has mistakes of its own; of `doubtful` routes a part was refused already."""
+
+    issuers: frozenset[str]
+    upstreams: frozenset[str]
+    doubtful: frozenset[str]
+
 
 # A rule's error begins with the place inside the rule, such as `all[1].scope: `.
 _PLACED = re.compile(r"(?:((?:[a-z]+|\[[0-9]+\]|\.)+): )?(.*)", re.DOTALL)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time
+from functools import partial
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema
@@ -13,6 +14,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from gateway.config.values import Count, Text, expected, split_address
+from gateway.proxy.paths import parse_path, parse_prefix
+from gateway.proxy.rewriting import parse_path_rewrite, parse_prefix_rewrite
 
 # Of the connection and its framing (RFC 9110, section 7.6.1, RFC 9112, section 6): whoever set them by hand would break it.
 FRAMING: Final = frozenset(
@@ -36,7 +39,6 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")  # RFC 9110, se
 _METHOD: Final = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]{1,32}")
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
 _PATTERN: Final = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]{1,255}|\{[a-z][a-z0-9_]{0,31}\}")  # RFC 3986, section 3.3
 _PARAMETER: Final = re.compile(r"\{([a-z][a-z0-9_]{0,31})\}")
 _VALUE: Final = re.compile(r"[!-~\x80-\U0010ffff](?:[\t -~\x80-\U0010ffff]*[!-~\x80-\U0010ffff])?")
 _TARGET: Final = "an address with its port, such as 10.0.0.1:8080, shop.internal:8080 or [::1]:8080"
@@ -52,31 +54,27 @@ def parameters(path: str) -> frozenset[str]:
 
 
 def _path(value: str) -> str:
-    segments = value.removeprefix("/").split("/")
-    names = _PARAMETER.findall(value)
-    if not value.startswith("/") or (value != "/" and not all(map(_is_segment, segments))):
-        raise expected("a path such as /orders/{id}, of segments as RFC 3986 has them or one {parameter} each")
-    if len(set(names)) < len(names):
-        raise expected("each parameter once")
-    return value
-
-
-def _is_segment(text: str) -> bool:
-    return _SEGMENT.fullmatch(text) is not None and text not in (".", "..")
+    return _parsed(parse_path, value)
 
 
 def _prefix(value: str) -> str:
-    plain = value.startswith("/") and (value == "/" or all(map(_is_segment, value[1:].split("/"))))
-    if not plain or "{" in value:
-        raise expected("a prefix such as /orders, without {parameter} and without a slash at its end")
+    return _parsed(parse_prefix, value)
+
+
+def _parsed(parse: Callable[[str], object], value: str) -> str:
+    try:
+        parse(value)
+    except ValueError as error:
+        raise expected(str(error).removeprefix("expected ")) from None
     return value
 
 
-def _rewritten(value: str) -> str:
-    segments = re.sub(_PARAMETER, "x", value).removeprefix("/").split("/")
-    if not value.startswith("/") or not all(segment == "" or _is_segment(segment) for segment in segments):
-        raise expected("a path such as /v2/{id}")
-    return value
+def _rewritten_path(value: str) -> str:
+    return _parsed(partial(parse_path_rewrite, parameters=parameters(value)), value)
+
+
+def _rewritten_prefix(value: str) -> str:
+    return _parsed(parse_prefix_rewrite, value)
 
 
 def _plain_path(value: str) -> str:
@@ -208,7 +206,8 @@ as_target = BeforeValidator(_target)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 RoutePath = Annotated[str, AfterValidator(_path)]
 RoutePrefix = Annotated[str, AfterValidator(_prefix)]
-RewrittenPath = Annotated[str, AfterValidator(_rewritten)]
+RewrittenPath = Annotated[str, AfterValidator(_rewritten_path)]
+RewrittenPrefix = Annotated[str, AfterValidator(_rewritten_prefix)]
 PlainPath = Annotated[str, AfterValidator(_plain_path)]
 Authority = Annotated[str, AfterValidator(_authority)]
 Hosts = Annotated[

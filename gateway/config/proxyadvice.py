@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.config.findings import Finding
-from gateway.config.placeholders import parse
 from gateway.config.routes import RouteSection
 from gateway.config.sections import Config
 from gateway.config.upstreams import UpstreamSection
@@ -55,9 +54,9 @@ def _hold(first_byte: float, total: float, config: Config) -> Iterator[Finding]:
 
 
 def _hashing(route: RouteSection, upstream: UpstreamSection) -> Iterator[Finding]:
-    if upstream.hash_on is None:
+    found = upstream.key
+    if found is None:
         return
-    found = parse(upstream.hash_on)
     missing = [f"{{{name}}}" for name in sorted(found.parameters - route.parameters)]
     if route.public:
         missing += [f"{{claims.{name}}}" for name in sorted(found.claims)]

@@ -12,34 +12,47 @@ from gateway.auth.policy import NOBODY, parse_rule, trusts_any_issuer
 from gateway.config import upstreamchecks
 from gateway.config.access import RuleSection
 from gateway.config.document import Path
-from gateway.config.findings import Finding, at_most, said, unknown
+from gateway.config.findings import Finding, Names, at_most, said, unknown
 from gateway.config.httpvalues import FRAMING, WAY
-from gateway.config.placeholders import parse
+from gateway.config.placeholders import mistakes, parse
 from gateway.config.routes import Edits, RouteSection
 from gateway.config.sections import Config, Server
+from gateway.proxy.rewriting import parse_path_rewrite
+from gateway.proxy.routes import Entry, RouteConflict, Routes
 
 _MAX_OPENAPI_BYTES = 4 << 20
 _CREDENTIALS = frozenset(("authorization", "proxy-authorization", "x-api-key"))
 
 
-def check(config: Config, aliases: frozenset[str], upstreams: frozenset[str]) -> Iterator[Finding]:
-    """Give each mistake; `aliases` and `upstreams` are all in the file, also those that have mistakes of their own."""
+def check(config: Config, names: Names) -> Iterator[Finding]:
+    """Give each mistake of what is left of a file."""
     for name, upstream in config.upstreams.items():
         yield from ((("upstreams", name, *path), sentence) for path, sentence in upstreamchecks.check(upstream))
     for name, route in config.routes.items():
-        found = _route(route, config, aliases, upstreams)
+        found = _route(route, config, names)
         yield from ((("routes", name, *path), sentence) for path, sentence in found)
+    # A route of which a condition is missing would seem to be for the same requests as another one.
+    yield from _conflicts({name: route for name, route in config.routes.items() if name not in names.doubtful})
 
 
-def _route(route: RouteSection, config: Config, aliases: frozenset[str], upstreams: frozenset[str]) -> Iterator[Finding]:
+def _conflicts(routes: Mapping[str, RouteSection]) -> Iterator[Finding]:
+    placed = {name: route for name, route in routes.items() if (route.path is None) != (route.prefix is None)}
+    try:
+        Routes(Entry(name, route.match, None) for name, route in placed.items())
+    except RouteConflict as error:
+        for first, second, why in error.conflicts:
+            yield ("routes", second), f"expected no two routes for the same requests, got one like {first}: {why}"
+
+
+def _route(route: RouteSection, config: Config, names: Names) -> Iterator[Finding]:
     yield from _place(route, config.server)
     yield from _matching(route)
-    yield from _destination(route, upstreams)
+    yield from _destination(route, names.upstreams)
     yield from _rewrite(route)
     for name, edits in (("request_headers", route.request_headers), ("response_headers", route.response_headers)):
         yield from (((name, *path), sentence) for path, sentence in _edits(edits, route, answers=name == "response_headers"))
     yield from _claims(route)
-    yield from _rule(route, aliases)
+    yield from _rule(route, names.issuers)
     yield from _bounds(route, config.server)
     yield from _cache(route)
     yield from _life(route)
@@ -102,7 +115,7 @@ def _rewrite(route: RouteSection) -> Iterator[Finding]:
         if route.prefix is not None:
             yield ("rewrite", "path"), "expected path beside it (a route with prefix has rewrite.prefix), got prefix"
         else:
-            yield from _template(("rewrite", "path"), rewrite.path, route)
+            yield from said(("rewrite", "path"), parse_path_rewrite, rewrite.path, route.parameters)
     if rewrite.prefix is not None and route.path is not None:
         yield ("rewrite", "prefix"), "expected prefix beside it (a route with path has rewrite.path), got path"
 
@@ -142,12 +155,7 @@ def _claims(route: RouteSection) -> Iterator[Finding]:
 
 
 def _template(path: Path, text: str, route: RouteSection) -> Iterator[Finding]:
-    try:
-        found = parse(text)
-    except ValueError as error:
-        yield path, f"{error}, got something else"
-    else:
-        yield from ((path, sentence) for sentence in found.mistakes(route.parameters, public=route.public))
+    yield from ((path, sentence) for sentence in mistakes(text, route.parameters, public=route.public))
 
 
 def _rule(route: RouteSection, aliases: frozenset[str]) -> Iterator[Finding]:
@@ -155,9 +163,9 @@ def _rule(route: RouteSection, aliases: frozenset[str]) -> Iterator[Finding]:
         if route.allow is not None:
             yield ("allow",), "expected a route that is not public beside it, got one that anybody may use"
         return
-    mistakes = [] if route.allow is None else list(_parsed(route.allow, route, aliases))
-    yield from mistakes
-    if not mistakes and len(aliases) > 1 and _trusting(route):
+    wrong = [] if route.allow is None else list(_parsed(route.allow, route, aliases))
+    yield from wrong
+    if not wrong and len(aliases) > 1 and _trusting(route):
         yield ("allow",), "expected the issuers whose claims are meant (several are configured), got none"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from gateway.auth.policy import AUTHENTICATED, Rule, parse_rule
+from gateway.auth.templates import Template, parse_template
 from gateway.config.access import Bucket, Cors, RuleSection
 from gateway.config.httpvalues import (
     Authority,
@@ -19,6 +21,7 @@ from gateway.config.httpvalues import (
     Moment,
     Name,
     RewrittenPath,
+    RewrittenPrefix,
     RoutePath,
     RoutePrefix,
     parameters,
@@ -26,6 +29,10 @@ from gateway.config.httpvalues import (
 )
 from gateway.config.section import Section
 from gateway.config.values import Count, File, Seconds, Size, Text, Url
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.paths import parse_path, parse_prefix
+from gateway.proxy.rewriting import HeaderEdits, PathRewrite, parse_edits, parse_path_rewrite, parse_prefix_rewrite
+from gateway.proxy.routes import Match
 
 
 class Share(Section):
@@ -51,10 +58,17 @@ class Rewrite(Section):
 
     path: RewrittenPath | None = None
     """Path to ask the backend for, with the route's parameters; for routes with path."""
-    prefix: RoutePrefix | None = None
+    prefix: RewrittenPrefix | None = None
     """What takes the place of the matched prefix; for routes with prefix."""
     host: Authority | None = None
     """Host to name to the backend; null: the one that the client named."""
+
+    @property
+    def change(self) -> PathRewrite | None:
+        """What becomes of the path, None if it stays."""
+        if self.path is not None:
+            return parse_path_rewrite(self.path, parameters(self.path))
+        return None if self.prefix is None else parse_prefix_rewrite(self.prefix)
 
 
 class Edits(Section):
@@ -66,6 +80,10 @@ class Edits(Section):
     """Fields to put in beside those that have the name."""
     remove: tuple[FieldName, ...] = ()
     """Fields to take out."""
+
+    def edits(self, names: Collection[str]) -> HeaderEdits:
+        """Make the changes, for a route with parameters of these names; raises ValueError, saying what was expected."""
+        return parse_edits(self.set, self.add, self.remove, names)
 
 
 class RouteLimits(Section):
@@ -180,6 +198,12 @@ class RouteSection(Section):
         return frozenset() if self.path is None else parameters(self.path)
 
     @property
+    def key(self) -> Template | None:
+        """What a split goes by, None: the client address."""
+        on = None if self.split is None else self.split.on
+        return None if on is None else parse_template(on, headers=True)
+
+    @property
     def shares(self) -> tuple[tuple[str, int], ...]:
         """The upstreams with their weights, as written; one alone has the weight 1."""
         if self.split is not None:
@@ -194,14 +218,32 @@ class RouteSection(Section):
         return parse_rule(None if self.allow is None else self.allow.written, absent=AUTHENTICATED)
 
     @property
-    def deprecated_at(self) -> float | None:
-        """Unix time from which it is deprecated."""
-        return _unix(self.deprecated)
+    def match(self) -> Match:
+        """Which requests it takes; there has to be a path or a prefix."""
+        return Match(
+            segments=parse_prefix(self.prefix or "/") if self.path is None else parse_path(self.path),
+            below=self.path is None,
+            hosts=self.hosts,
+            methods=None if self.methods is None else frozenset(self.methods),
+            headers=tuple(self.headers.items()),
+            query=tuple(self.query.items()),
+        )
 
     @property
-    def gone_at(self) -> float | None:
-        """Unix time after which it answers 410."""
-        return _unix(self.sunset)
+    def told(self) -> tuple[tuple[str, Template], ...]:
+        """The fields that tell the backend of the principal, with their templates."""
+        return tuple((name, parse_template(text, headers=True)) for name, text in self.claims.items())
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """Where it is in its life."""
+        return Lifecycle(
+            version=self.version,
+            deprecated=_unix(self.deprecated),
+            deprecation_info=self.deprecation_info,
+            sunset=_unix(self.sunset),
+            successor=self.successor,
+        )
 
 
 def _unix(moment: datetime | None) -> float | None:

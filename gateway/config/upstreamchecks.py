@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.config.findings import Finding, at_most, authorities, pem
-from gateway.config.placeholders import parse
+from gateway.config.placeholders import is_plain, parse
 from gateway.config.upstreams import Health, TargetTls, UpstreamSection
 
 
@@ -53,7 +53,7 @@ def _balance(upstream: UpstreamSection) -> Iterator[Finding]:
     except ValueError as error:
         yield ("hash_on",), f"{error}, got something else"
     else:
-        if not found.parameters | found.claims | found.headers:
+        if is_plain(found):
             yield ("hash_on",), "expected something that differs between requests, such as {claims.sub}, got plain text"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gateway.auth.templates import Template, parse_template
 from gateway.config.httpvalues import (
     DnsName,
     FieldValue,
@@ -111,7 +113,7 @@ class OutliersSection(Section):
     window: Annotated[Seconds, Field(ge=1, le=3600)] = 10.0
     """Seconds that are looked at."""
     ejection: Annotated[Seconds, Field(gt=0)] = 10.0
-    """Seconds that a target is left out for; times in a row add up."""
+    """Seconds that a target is left out for, times the number of times in a row."""
     max_ejection: Annotated[Seconds, Field(gt=0)] = 300.0
     """Seconds that it is left out for, at most."""
     max_share: Annotated[Number, Field(gt=0, le=1)] = 0.5
@@ -145,7 +147,7 @@ class Retries(Section):
     budget: Annotated[Number, Field(ge=0, le=1)] = 0.2
     """Share of the requests that further attempts may add."""
     budget_least: Annotated[Count, Field(ge=0, le=100_000)] = 10
-    """Further attempts that are allowed however few requests there are."""
+    """Further attempts a second that are allowed however few requests there are."""
 
 
 class UpstreamSection(Section):
@@ -175,3 +177,21 @@ class UpstreamSection(Section):
     """When a target that fails every request gets none but a few trials; null: never."""
     retries: Retries | None = Retries()
     """What is tried again, with another target where there is one; null: nothing."""
+
+    @property
+    def key(self) -> Template | None:
+        """What a request is hashed by, with balance hash."""
+        return None if self.hash_on is None else parse_template(self.hash_on, headers=True)
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """HTTPS to the targets, None: plain HTTP; a configuration that was checked cannot fail here."""
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(cafile=self.tls.cafile)
+        if not self.tls.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self.tls.certfile is not None:
+            context.load_cert_chain(self.tls.certfile, self.tls.keyfile, "")
+        return context

@@ -43,7 +43,7 @@ KNOWN = "expected no parameters but those of the route's path: %s, got another"
         # what the backend sees
         (LEAST + "\nrewrite: {path: /v2}", f"8: {ONE}.rewrite.path: expected path beside it (a route with prefix has rewrite.prefix), got prefix"),
         (ORDERS + "\nrewrite: {prefix: /v2}", f"8: {ONE}.rewrite.prefix: expected prefix beside it (a route with path has rewrite.path), got path"),
-        (ORDERS + "\nrewrite: {path: '/v2/{order}'}", f"8: {ONE}.rewrite.path: {KNOWN % '{id}'}"),
+        (ORDERS + "\nrewrite: {path: '/v2/{order}'}", f"8: {ONE}.rewrite.path: {KNOWN.replace('another', 'something else') % '{id}'}"),
         (LEAST + "\nrequest_headers:\n  set: {Content-Length: '5'}", f"9: {ONE}.request_headers.set.Content-Length: {FRAMING}"),
         (LEAST + "\nrequest_headers:\n  add:\n    transfer-encoding: chunked", f"10: {ONE}.request_headers.add.transfer-encoding: {FRAMING}"),
         (LEAST + "\nrequest_headers: {remove: [Cookie, Connection]}", f"8: {ONE}.request_headers.remove[1]: {FRAMING}"),
@@ -133,6 +133,46 @@ def test_own_paths_follow_the_prefix_and_the_listener():
     assert report(metrics + "server: {single_listener: true}") == [f"6: {ONE}.path: {OWN}"]
 
 
+class TestConflicts:
+    ROUTES = "%supstreams: {shop: {targets: ['a:1']}}\nroutes:\n  one: {%%s, upstream: shop, public: true}\n  two: {%%s, upstream: shop, public: true}\n"
+
+    @pytest.mark.parametrize(
+        ("one", "two", "request_"),
+        [
+            ("path: /a", "path: /a", "any method of /a on any host"),
+            ("path: '/a/{x}'", "path: '/{y}/b'", "any method of /a/b on any host"),
+            ("prefix: /a", "prefix: /a", "any method of /a, and what is below it, on any host"),
+            ("path: /a, methods: [GET, POST]", "path: /a, methods: [POST]", "POST /a on any host"),
+            ("path: /a, hosts: [x.y, a.b]", "path: /a, hosts: [a.b]", "any method of /a on a.b"),
+            ("path: /a, headers: {X-A: a}", "path: /a, query: {b: a}", "any method of /a on any host"),
+        ],
+    )
+    def test_two_routes_for_the_same_requests(self, one, two, request_):
+        """Both are named, with a request that both fit."""
+        [problem] = report(self.ROUTES % KAFKA % (one, two))
+        told = f"5: routes.two: expected no two routes for the same requests, got one like one: both fit {request_}, "
+        assert problem == told + "and neither is the more specific one"
+
+    @pytest.mark.parametrize(
+        ("one", "two"),
+        [
+            ("path: /a", "prefix: /a"),
+            ("path: /a", "path: '/{x}'"),
+            ("path: /a, methods: [GET]", "path: /a, methods: [POST]"),
+            ("path: /a, hosts: [a.b]", "path: /a, hosts: ['*.b']"),
+            ("path: /a, headers: {X-A: a}", "path: /a"),
+            ("path: /a, headers: {X-A: a}", "path: /a, headers: {X-A: b}"),
+        ],
+    )
+    def test_routes_that_can_be_told_apart(self, one, two):
+        assert report(self.ROUTES % KAFKA % (one, two)) == []
+
+    def test_a_route_with_a_mistake_is_not_compared(self):
+        """What was meant by the condition that is refused, nobody knows."""
+        [problem] = report(self.ROUTES % KAFKA % ("path: /a, methods: [get]", "path: /a, methods: [POST]"))
+        assert problem.startswith("4: routes.one.methods[0]: ")
+
+
 class TestIssuers:
     EXPECTED = "expected the issuers whose claims are meant (several are configured), got none"
 
@@ -200,6 +240,7 @@ class TestOpenapi:
         assert found == [f"{self.PATH}: expected a file that can be read, got 'api'"]
 
 
+ONE_UPSTREAM = "upstreams: {shop: {targets: ['a:1']}}\n"
 HASHED = "upstreams: {shop: {targets: ['a:1'], balance: hash, hash_on: '%s'}}\n"
 
 
@@ -215,7 +256,7 @@ class TestAdvice:
     )  # fmt: skip
     def test_what_is_unwise(self, tmp_path: Path, given, expected):
         """It works, and is told of as a warning."""
-        text = with_route(given, upstreams="upstreams: {shop: {targets: ['a:1']}}\n")
+        text = with_route(given, upstreams=ONE_UPSTREAM)
         assert advice(tmp_path, text) == expected
 
     def test_a_hold_within_the_drain_and_the_keepalive(self, tmp_path: Path):
@@ -231,7 +272,10 @@ class TestAdvice:
 
     def test_nobody_can_use_it(self, tmp_path: Path):
         text = with_route(LEAST, auth="auth: {}\n")
-        assert "5: routes.one: it needs a token, and there are no issuers, so nobody can use it" in advice(tmp_path, text)
+        told = advice(tmp_path, text)
+        assert "5: routes.one: it needs a token, and there are no issuers, so nobody can use it" in told
+        assert "2: auth: there are no issuers, so nobody can come in" in told
+        assert advice(tmp_path, with_route(LEAST + "\npublic: true", auth="auth: {}\n", upstreams=ONE_UPSTREAM)) == []
 
     def test_anybody_as_often_as_it_likes(self, tmp_path: Path):
         text = with_route(LEAST + "\npublic: true", more="limits: {address: null}")

@@ -6,7 +6,12 @@ import pytest
 from proxyconfig import report, route, with_route
 
 from gateway.auth.policy import AUTHENTICATED, Scope
+from gateway.auth.templates import parse_template
+from gateway.channels import Segment
 from gateway.config.httpvalues import parameters
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.rewriting import PathRewrite
+from gateway.proxy.routes import Match
 
 LEAST = "prefix: /\nupstream: shop"
 ONE = "routes.one"
@@ -58,13 +63,45 @@ class TestGood:
     )
     def test_dates_and_times(self, given, unix):
         one = route(f"{LEAST}\ndeprecated: {given}\nsunset: {given}")
-        assert (one.deprecated_at, one.gone_at) == (unix, unix)
-        assert (route(LEAST).deprecated_at, route(LEAST).gone_at) == (None, None)
+        assert (one.lifecycle.deprecated, one.lifecycle.sunset) == (unix, unix)
+        assert route(LEAST).lifecycle == Lifecycle()
 
     def test_what_is_read_can_be_read_again(self):
         """As after it went to another process."""
         one = route(f"{LEAST}\ndeprecated: 2027-01-01")
         assert type(one).model_validate(one.model_dump()) == one
+
+    def test_the_match(self):
+        """Each condition of it."""
+        given = "hosts: [a.example]\npath: /a/{x}\nmethods: [GET]\nheaders: {X-A: a}\nquery: {v: '2'}\nupstream: shop"
+        assert route(given).match == Match(
+            segments=(Segment("a", parameter=False), Segment("x", parameter=True)),
+            hosts=("a.example",),
+            methods=frozenset({"GET"}),
+            headers=(("X-A", "a"),),
+            query=(("v", "2"),),
+        )
+        assert route(LEAST).match == Match(segments=(), below=True)
+
+    def test_what_is_changed_on_the_way(self):
+        """Paths, fields, and what is told of the principal."""
+        one = route(
+            "path: /a/{x}\nupstream: shop\nrewrite: {path: '/b/{x}'}\nclaims: {X-User: '{claims.sub}'}\n"
+            "request_headers: {set: {X-A: '{x}'}, remove: [X-B]}"
+        )
+        assert one.rewrite.change == PathRewrite(("/b/", "x", ""))
+        assert one.request_headers.edits(one.parameters).remove == ("X-B",)
+        [(name, template)] = one.told
+        assert (name, template.claims) == ("X-User", {"sub"})
+        assert route(LEAST).rewrite.change is None
+        assert route(LEAST + "\nrewrite: {prefix: /v2}").rewrite.change == PathRewrite(("/v2",))
+
+    def test_what_a_split_goes_by(self):
+        """The client address, unless it is said."""
+        split = "prefix: /\nsplit: {%s to: [{upstream: shop, weight: 1}]}"
+        assert route(split % "on: '{headers.X-A}',").key == parse_template("{headers.X-A}", headers=True)
+        assert route(split % "").key is None
+        assert route(LEAST).key is None
 
     @pytest.mark.parametrize(
         "given",
@@ -116,7 +153,7 @@ MOMENT = "a date such as 2027-01-31, or a time such as 2027-01-31T12:00:00Z"
         ("query: {v: 2}", "query.v: expected text (in quotes, if it looks like something else), got '2'"),
         ("upstream: Shop", "upstream: expected text that matches ^[a-z0-9][a-z0-9_-]{0,63}$, got 'Shop'"),
         ("rewrite: {path: v2}", "rewrite.path: expected a path such as /v2/{id}, got 'v2'"),
-        ("rewrite: {prefix: /v2/}", f"rewrite.prefix: expected {PREFIX}, got '/v2/'"),
+        ("rewrite: {prefix: /v2/}", "rewrite.prefix: expected a path such as /v2, without parameters and without a slash at its end, got '/v2/'"),
         ("rewrite: {host: 'http://a'}", "rewrite.host: expected a host such as shop.internal, or with a port shop.internal:8080, got 'http://a'"),
         ("rewrite: {host: 'a:'}", "rewrite.host: expected a host such as shop.internal, or with a port shop.internal:8080, got 'a:'"),
         ("request_headers: {set: {'X:': a}}", f"request_headers.set.X:: expected as name {NAME}, got another"),
@@ -161,7 +198,7 @@ def test_mistakes(given, expected):
         ("path: '/a/{Id}'", f"path: expected {PATH}, got '/a/{{Id}}'"),
         ("path: '/a/x{id}'", f"path: expected {PATH}, got '/a/x{{id}}'"),
         ("path: '/{a}/{a}'", "path: expected each parameter once, got '/{a}/{a}'"),
-        ("prefix: orders", f"prefix: expected {PREFIX}, got 'orders'"),
+        ("prefix: orders", f"prefix: expected {PATH}, got 'orders'"),
         ("prefix: /orders/", f"prefix: expected {PREFIX}, got '/orders/'"),
         ("prefix: '/{a}'", f"prefix: expected {PREFIX}, got '/{{a}}'"),
     ],
