@@ -204,7 +204,14 @@ class Gateway:
             openapi=OpenApi(admission, channels, prefix=prefix, version=version()),
         )
         own = admin.routes() if config.server.single_listener else []
-        self.proxied = Proxied(config, admission=admission, trusted=trusted, metrics=metrics, access_log=access_log, closing=lambda: self.parking.draining)
+        self.proxied = Proxied(
+            config,
+            admission=admission,
+            trusted=trusted,
+            metrics=metrics,
+            access_log=access_log,
+            closing=lambda: self.parking.draining,
+        )
         self._listeners = [self._public([exchanges, cors, problems], [*routes, *own], trusted)]
         if not config.server.single_listener:
             self._listeners.append(self._admin([exchanges, problems], admin.routes()))

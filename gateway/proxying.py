@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from gateway.auth.policy import AUTHENTICATED
-from gateway.auth.templates import parse_template
-from gateway.config.routes import Edits, RouteSection
 from gateway.config.proxychecks import own_paths
+from gateway.config.routes import RouteSection
 from gateway.config.sections import Config
-from gateway.config.upstreams import BreakerSection, OutliersSection, TargetTls, UpstreamSection
+from gateway.config.upstreams import BreakerSection, OutliersSection, UpstreamSection
 from gateway.limits import Slots, TokenBuckets
 from gateway.metrics import Metrics
 from gateway.proxy.balancing import Balancer, Hash, LeastOutstanding, Random, RoundRobin
@@ -22,13 +20,10 @@ from gateway.proxy.cache import Cache
 from gateway.proxy.forward import NEVER, Backend, Forwarder, Retries, Terms
 from gateway.proxy.headers import stripped_names
 from gateway.proxy.healthiness import Healthiness
-from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.outliers import Outliers
-from gateway.proxy.paths import parse_path, parse_prefix
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Budget
-from gateway.proxy.rewriting import HeaderEdits, PathRewrite, parse_edits, parse_path_rewrite, parse_prefix_rewrite
-from gateway.proxy.routes import Entry, Match, Routes
+from gateway.proxy.routes import Entry, Routes
 from gateway.proxy.split import Split
 from gateway.proxy.target import Endpoint
 from gateway.proxy.turnstile import Turnstile
@@ -117,7 +112,9 @@ def _backend(name: str, section: UpstreamSection) -> Backend:
         _BALANCERS[section.balance](),
         breaker=None if section.breaker is None else partial(_breaker, section.breaker),
         outliers=None if outliers is None else partial(_outliers, outliers),
-        healthiness=None if section.health is None else partial(Healthiness, rise=section.health.rise, fall=section.health.fall),
+        healthiness=None
+        if section.health is None
+        else partial(Healthiness, rise=section.health.rise, fall=section.health.fall),
         max_share=0.0 if outliers is None else outliers.max_share,
         slow_start=section.slow_start,
     )
@@ -127,7 +124,7 @@ def _backend(name: str, section: UpstreamSection) -> Backend:
         pool=Pool(
             idle=kept.idle,
             keepalive=kept.keepalive,
-            tls=None if section.tls is None else tls_context(section.tls),
+            tls=section.tls_context,
             server_name=None if section.tls is None else section.tls.server_name,
         ),
         turnstile=Turnstile(
@@ -137,13 +134,11 @@ def _backend(name: str, section: UpstreamSection) -> Backend:
         if given is None
         else Retries(given.attempts, frozenset(given.statuses), given.backoff, given.max_backoff),
         budget=Budget(0.0, 0.0) if given is None else Budget(given.budget, given.budget_least),
-        key=None if section.hash_on is None else parse_template(section.hash_on, headers=True),
+        key=section.key,
     )
 
 
-def watching(
-    backend: Backend, section: UpstreamSection, observer: ProxyMetrics
-) -> Iterator[Coroutine[Any, Any, None]]:
+def watching(backend: Backend, section: UpstreamSection, observer: ProxyMetrics) -> Iterator[Coroutine[Any, Any, None]]:
     """Yield what has to run for an upstream: active checks, and looks for the addresses of names."""
     yield from ()
 
@@ -163,39 +158,17 @@ def _outliers(given: OutliersSection) -> Outliers:
     )
 
 
-def tls_context(given: TargetTls) -> ssl.SSLContext:
-    """Return how to speak HTTPS with targets; OSError or ssl.SSLError if the files cannot be used."""
-    context = ssl.create_default_context(cafile=None if given.cafile is None else str(given.cafile))
-    if not given.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if given.certfile is not None:
-        context.load_cert_chain(str(given.certfile), None if given.keyfile is None else str(given.keyfile))
-    return context
-
-
 # --- routes ---
 
 
 def routes(config: Config, backends: Mapping[str, Backend]) -> Routes[Route]:
     """Return the table of routes; a configuration that was checked cannot fail here."""
-    return Routes(Entry(name, match(section), _route(name, section, config, backends)) for name, section in config.routes.items())
-
-
-def match(section: RouteSection) -> Match:
-    """Return what a route takes."""
-    return Match(
-        segments=parse_prefix(section.prefix or "/") if section.path is None else parse_path(section.path),
-        below=section.path is None,
-        hosts=section.hosts,
-        methods=None if section.methods is None else frozenset(section.methods),
-        headers=tuple(section.headers.items()),
-        query=tuple(section.query.items()),
+    return Routes(
+        Entry(name, section.match, _route(name, section, config, backends)) for name, section in config.routes.items()
     )
 
 
 def _route(name: str, section: RouteSection, config: Config, backends: Mapping[str, Backend]) -> Route:
-    parameters = section.parameters
     cors = section.cors or config.cors
     limits = section.limits
     requests = None if limits is None else limits.requests
@@ -204,23 +177,21 @@ def _route(name: str, section: RouteSection, config: Config, backends: Mapping[s
         name=name,
         backends={upstream: backends[upstream] for upstream, _ in section.shares},
         split=None if section.split is None else Split(section.shares),
-        split_on=None
-        if section.split is None or section.split.on is None
-        else parse_template(section.split.on, parameters=parameters, headers=True),
+        split_on=section.key,
         terms=_terms(section),
         allow=section.rule or AUTHENTICATED,
         public=section.public,
         max_body=config.server.max_body_bytes if section.max_body_bytes is None else section.max_body_bytes,
-        rewrite=_rewrite(section),
+        rewrite=section.rewrite.change,
         host=section.rewrite.host,
-        request_edits=_edits(section.request_headers, parameters),
-        response_edits=_edits(section.response_headers, parameters),
-        claims=tuple((field, parse_template(text, parameters=parameters)) for field, text in section.claims.items()),
+        request_edits=section.request_headers.edits(section.parameters),
+        response_edits=section.response_headers.edits(section.parameters),
+        claims=section.told,
         stripped=stripped_names(section.claims, authorization=section.authorization == "forward"),
         bucket=None if requests is None else TokenBuckets(name, quota=requests.burst, window=requests.window),
         slots=None if concurrent is None else Slots(quota=concurrent, total=UNBOUNDED),
         origins=frozenset(cors.origins) if cors.origins else None,
-        lifecycle=_lifecycle(section),
+        lifecycle=section.lifecycle,
         compress=section.compress,
         cache=None
         if section.cache is None
@@ -241,27 +212,4 @@ def _terms(section: RouteSection) -> Terms:
         total=given.total if hold is None else hold.total,
         held=hold is not None,
         retries=section.retries,
-    )
-
-
-def _rewrite(section: RouteSection) -> PathRewrite | None:
-    given = section.rewrite
-    if given.path is not None:
-        return parse_path_rewrite(given.path, section.parameters)
-    return None if given.prefix is None else parse_prefix_rewrite(given.prefix)
-
-
-def _edits(given: Edits, parameters: Iterable[str]) -> HeaderEdits:
-    return parse_edits(given.set, given.add, given.remove, frozenset(parameters))
-
-
-def _lifecycle(section: RouteSection) -> Lifecycle | None:
-    if section.deprecated is None and section.sunset is None and section.successor is None:
-        return None
-    return Lifecycle(
-        version=section.version,
-        deprecated=section.deprecated_at,
-        deprecation_info=section.deprecation_info,
-        sunset=section.gone_at,
-        successor=section.successor,
     )

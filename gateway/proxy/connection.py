@@ -31,7 +31,7 @@ _OK = 200
 _LAST_CHUNK = re.compile(rb"0+[ \t]*(;.*)?")
 
 
-class TargetFailed(Exception):  # noqa: N818  # a fact about a target, which may be the last attempt's or not
+class TargetFailed(Exception):  # a fact about a target, which may be the last attempt's or not
     """A target did not do its part. `sent`: the request had begun to go out; `began`: the answer had begun to come in."""
 
     def __init__(self, reason: str, *, sent: bool = True, began: bool = False) -> None:

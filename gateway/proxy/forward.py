@@ -298,9 +298,7 @@ class Forwarder:
             self._observer.retried(backend.name)
             await asyncio.sleep(backoff(attempts, retries.backoff, retries.max_backoff, self._rand))
 
-    def _is_last(
-        self, exchange: Exchange, backend: Backend, retries: Retries, request: Outgoing, until: float
-    ) -> bool:
+    def _is_last(self, exchange: Exchange, backend: Backend, retries: Retries, request: Outgoing, until: float) -> bool:
         return exchange.message.code not in retries.statuses or not self._again(
             Attempted.STATUS, backend, retries, request, exchange.attempts, until
         )
@@ -328,13 +326,9 @@ class Forwarder:
             and backend.budget.take(now)
         )
 
-    def _ended(
-        self, backend: Backend, target: Target, terms: Terms, period: int, verdict: Verdict, outcome: str
-    ) -> None:
+    def _ended(self, backend: Backend, target: Target, terms: Terms, period: int, verdict: Verdict, outcome: str) -> None:
         self._observer.attempted(backend.name, outcome, None)
-        for event in backend.upstream.end(
-            target, held=terms.held, verdict=verdict, now=self._clock(), period=period
-        ):
+        for event in backend.upstream.end(target, held=terms.held, verdict=verdict, now=self._clock(), period=period):
             self._observer.changed(backend.name, event)
 
     def _reject(self, exchange: Exchange) -> None:
@@ -347,9 +341,7 @@ class Forwarder:
             exchange.connection.reusable = False
         backend.pool.give_back(exchange.connection)
 
-    async def _attempt(
-        self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float
-    ) -> Exchange:
+    async def _attempt(self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float) -> Exchange:
         pool = backend.pool
         connection = pool.take(target.address)
         if connection is not None:
@@ -376,9 +368,7 @@ class Forwarder:
         due = min(self._clock() + terms.first_byte, until)
         invited = asyncio.Event() if request.expects else None
         pump: asyncio.Task[None] | None = None
-        answered = connection.begin(
-            bodiless=request.method == "HEAD", due=due, informational=_informed(request, invited)
-        )
+        answered = connection.begin(bodiless=request.method == "HEAD", due=due, informational=_informed(request, invited))
         try:
             connection.write(request.head() if whole is None else request.head() + whole)
             if body is not None and whole is None:

@@ -17,8 +17,8 @@ from gateway.limits import refusal_fields
 from gateway.metrics import Metrics
 from gateway.server.accesslog import REQUEST_ID, AccessLog
 from gateway.server.address import TrustedProxies, client_address, peer_address
-from gateway.server.exchange import EXCHANGE, Exchange
 from gateway.server.departure import Departure
+from gateway.server.exchange import EXCHANGE, Exchange
 from gateway.server.protocol import SERVER, InternalError, from_http, problem_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -163,7 +163,6 @@ class Problems:
         response = problem_response(error, exchange.request_id)
         response.headers.update(refusal_fields(error))
         return response
-
 
 
 class Cors:

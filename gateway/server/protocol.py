@@ -79,7 +79,7 @@ class Relayed(web.StreamResponse):
         super().__init__()
         self._keep_alive = keep_alive
 
-    async def prepare(self, request: web.BaseRequest) -> None:  # noqa: ARG002  # aiohttp's signature
+    async def prepare(self, request: web.BaseRequest) -> None:  # aiohttp's signature
         """Do nothing."""
 
     async def write_eof(self, data: bytes = b"") -> None:

@@ -44,7 +44,7 @@ from gateway.server.departure import Departure
 from gateway.server.exchange import EXCHANGE
 from gateway.server.exchange import Exchange as Facts
 from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE, request_id_of
-from gateway.server.protocol import Connection, InternalError, problem_response
+from gateway.server.protocol import InternalError, problem_response
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.relay import Relay
 
@@ -56,6 +56,7 @@ BROKEN = "upstream_broken"
 
 _SWITCHING_PROTOCOLS = 101
 _NO_EDITS = HeaderEdits()
+_NO_LIFECYCLE = Lifecycle()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Route:
     bucket: TokenBuckets | None = None
     slots: Slots | None = None
     origins: frozenset[str] | None = None
-    lifecycle: Lifecycle | None = None
+    lifecycle: Lifecycle = _NO_LIFECYCLE
     compress: bool = False
     cache: Cache | None = None
 
@@ -203,7 +204,9 @@ class Proxy:
     def _facts(self, request: web.BaseRequest) -> Facts:
         peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
         forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
-        facts = Facts(request_id_of(request), client_address(peer, forwarded, self._trusted), self._clock(), transport=TRANSPORT)
+        facts = Facts(
+            request_id_of(request), client_address(peer, forwarded, self._trusted), self._clock(), transport=TRANSPORT
+        )
         facts.peer = peer
         request[EXCHANGE] = facts
         REQUEST_ID.set(facts.request_id)
@@ -229,8 +232,7 @@ class Proxy:
     async def _pass(self, passage: Passage) -> web.StreamResponse:
         route, request = passage.route, passage.request
         passage.origin = self._allowed_origin(request, route)
-        if route.lifecycle is not None:
-            route.lifecycle.check(self._unix_clock())
+        route.lifecycle.check(self._unix_clock())
         principal = await self._identify(passage)
         passage.values = Values(passage.found.parameters, principal, request.headers)
         if ends_here(request.method, passage.message.raw_headers):
@@ -297,9 +299,7 @@ class Proxy:
             passage.held = True
             await self._send(passage, message.code, message.reason, headers, None, exchange.read)
         else:
-            await self._send(
-                passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers
-            )
+            await self._send(passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers)
 
     async def _from_cache(
         self, passage: Passage, cache: Cache, backend: Backend, outgoing: Outgoing, key: bytes | None
@@ -367,7 +367,7 @@ class Proxy:
     def _dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
         """Put in what the route has to say."""
         route = passage.route
-        if route.lifecycle is not None:
+        if route.lifecycle.fields:
             headers.extend(route.lifecycle.fields)
         route.response_edits.apply(headers, passage.values)
         headers["X-Request-Id"] = passage.facts.request_id
@@ -415,7 +415,12 @@ class Proxy:
         if not message.chunked and not length:
             # RFC 9110 §8.6: a POST without a body says so.
             return None
-        return Body(request.content, length=None if message.chunked else length, limit=passage.route.max_body, idle=passage.route.terms.idle)
+        return Body(
+            request.content,
+            length=None if message.chunked else length,
+            limit=passage.route.max_body,
+            idle=passage.route.terms.idle,
+        )
 
     # --- cross-origin requests (Fetch standard) ---
 
@@ -506,8 +511,7 @@ class Proxy:
         response.headers["X-Request-Id"] = facts.request_id
         if passage is not None:
             self._mark(response.headers, origin, passage.route)
-            if passage.route.lifecycle is not None:
-                response.headers.extend(passage.route.lifecycle.fields)
+            response.headers.extend(passage.route.lifecycle.fields)
         if self._closing() or not request.content.is_eof():
             # Where the next request begins is not known, or only after a body that nobody wants.
             relay.close()

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-
-from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from proxy.backend import Visit, answering, backend, ok
 from waiting import eventually
+
+from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -61,7 +61,9 @@ FRAMINGS = {
 
 @pytest.mark.parametrize("cut", ["whole", "by byte"])
 @pytest.mark.parametrize("name", FRAMINGS)
-async def test_an_answer_is_read_in_every_framing_and_the_connection_kept(name: str, cut: str, opened: list[Connection]) -> None:
+async def test_an_answer_is_read_in_every_framing_and_the_connection_kept(
+    name: str, cut: str, opened: list[Connection]
+) -> None:
     """RFC 9112 §6: however it is framed and segmented, the body is what was sent, and the next answer begins behind it."""
     wire, body = FRAMINGS[name]
 
@@ -299,5 +301,3 @@ async def test_a_slow_reader_stops_the_target(opened: list[Connection]) -> None:
         while part := await answer.body.readany():
             got += len(part)
         assert got == size
-
-

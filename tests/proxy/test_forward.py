@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from multidict import CIMultiDict
+from proxy.backend import Visit, answering, backend, ok
+from waiting import eventually
 
 from gateway import errors
 from gateway.proxy.balancing import RoundRobin
@@ -25,8 +27,6 @@ from gateway.proxy.retry import Budget
 from gateway.proxy.target import Endpoint
 from gateway.proxy.turnstile import Turnstile
 from gateway.proxy.upstream import Upstream
-from proxy.backend import Visit, answering, backend, ok
-from waiting import eventually
 
 QUICK = Retries(attempts=3, backoff=0.001, max_backoff=0.001)
 
@@ -466,9 +466,7 @@ async def test_informational_answers_are_told() -> None:
     hints: list[int] = []
     wire = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" + ok()
     async with backend(answering(wire)) as here, world(here.address) as made:
-        request = Outgoing(
-            "GET", "/x", CIMultiDict({"Host": "a"}), on_informational=lambda message: hints.append(message.code)
-        )
+        request = Outgoing("GET", "/x", CIMultiDict({"Host": "a"}), on_informational=lambda message: hints.append(message.code))
         exchange = await made.forwarder.ask(made.backend, made.terms, request)
         exchange.close()
         assert hints == [103]

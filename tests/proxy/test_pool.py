@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trustme
+from proxy.backend import Visit, answering, backend, ok
+from waiting import eventually
 
 from gateway.proxy.connection import TargetFailed, TargetTimedOut
 from gateway.proxy.pool import Pool
-from proxy.backend import Visit, answering, backend, ok
-from waiting import eventually
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -30,7 +30,9 @@ class Clock:
 
 
 @asynccontextmanager
-async def pooled(*, idle: int = 2, keepalive: float = 60.0, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Pool, Clock]]:
+async def pooled(
+    *, idle: int = 2, keepalive: float = 60.0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[Pool, Clock]]:
     """Make a pool and close it."""
     clock = Clock()
     pool = Pool(idle=idle, keepalive=keepalive, tls=tls, server_name="shop.test" if tls else None, clock=clock)

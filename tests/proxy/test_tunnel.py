@@ -7,8 +7,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.proxy.tunnel import Tunnel
 from waiting import eventually
+
+from gateway.proxy.tunnel import Tunnel
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
