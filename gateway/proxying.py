@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
+from random import random
 from typing import Any
 
 from gateway.auth.policy import AUTHENTICATED
@@ -17,15 +18,18 @@ from gateway.metrics import Metrics
 from gateway.proxy.balancing import Balancer, Hash, LeastOutstanding, Random, RoundRobin
 from gateway.proxy.breaker import Breaker
 from gateway.proxy.cache import Cache
+from gateway.proxy.events import Event
 from gateway.proxy.forward import NEVER, Backend, Forwarder, Retries, Terms
 from gateway.proxy.headers import stripped_names
+from gateway.proxy.health import Checks, HttpProbe, Probe, TcpProbe
 from gateway.proxy.healthiness import Healthiness
+from gateway.proxy.names import Name, Names
 from gateway.proxy.outliers import Outliers
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Budget
 from gateway.proxy.routes import Entry, Routes
 from gateway.proxy.split import Split
-from gateway.proxy.target import Endpoint
+from gateway.proxy.target import Endpoint, split_address
 from gateway.proxy.turnstile import Turnstile
 from gateway.proxy.upstream import Upstream
 from gateway.server.accesslog import AccessLog
@@ -86,9 +90,15 @@ class Proxied:
     async def start(self, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
         """Begin to watch targets and clocks; `spawn` keeps the tasks."""
         for name, backend in self._backends.items():
+            section = self._sections[name]
             spawn(backend.pool.run())
-            for work in watching(backend, self._sections[name], self._observer):
-                spawn(work)
+            checks = _checks(backend, section, self._observer)
+            names = _names(backend, section, self._observer, checks)
+            if names is not None:
+                await names.look()
+                spawn(names.run())
+            if checks is not None:
+                spawn(checks.run())
 
     async def drain(self, window: float) -> None:
         """End the long polls that backends hold, spread over `window` seconds: their clients come back to another instance."""
@@ -105,10 +115,10 @@ class Proxied:
 
 def _backend(name: str, section: UpstreamSection) -> Backend:
     limits, given = section.limits, section.retries
-    outliers = section.outliers
+    outliers, health = section.outliers, section.health
     upstream = Upstream(
         name,
-        [Endpoint(each.address, each.weight, each.priority) for each in section.targets if each.address is not None],
+        _endpoints(section),
         _BALANCERS[section.balance](),
         breaker=None if section.breaker is None else partial(_breaker, section.breaker),
         outliers=None if outliers is None else partial(_outliers, outliers),
@@ -138,9 +148,57 @@ def _backend(name: str, section: UpstreamSection) -> Backend:
     )
 
 
-def watching(backend: Backend, section: UpstreamSection, observer: ProxyMetrics) -> Iterator[Coroutine[Any, Any, None]]:
-    """Yield what has to run for an upstream: active checks, and looks for the addresses of names."""
-    yield from ()
+def _names(backend: Backend, section: UpstreamSection, observer: ProxyMetrics, checks: Checks | None) -> Names | None:
+    """Return what keeps the addresses of names fresh; None where there are no names."""
+    given = [each for each in section.targets if each.dns is not None]
+    if not given:
+        return None
+
+    def told(events: list[Event]) -> None:
+        observer.told(backend.name, events)
+        if checks is not None:
+            checks.targets_changed()
+
+    return Names(
+        backend.upstream,
+        _endpoints(section),
+        [Name(*split_address(each.dns or ""), each.weight, each.priority) for each in given],
+        refresh=section.dns_refresh,
+        told=told,
+        clock=time.monotonic,
+        rand=random,
+    )
+
+
+def _checks(backend: Backend, section: UpstreamSection, observer: ProxyMetrics) -> Checks | None:
+    """Return what asks targets whether they are well; None where nobody does."""
+    given = section.health
+    if given is None:
+        return None
+    tls, name = section.tls_context, None if section.tls is None else section.tls.server_name
+    probe: Probe = TcpProbe(tls=tls, server_name=name)
+    if given.path is not None:
+        probe = HttpProbe(
+            given.path,
+            statuses=given.statuses,
+            body=None if given.body is None else given.body.encode(),
+            tls=tls,
+            server_name=name,
+        )
+    return Checks(
+        backend.upstream,
+        probe,
+        interval=given.interval,
+        jitter=given.jitter,
+        timeout=given.timeout,
+        told=partial(observer.told, backend.name),
+        clock=time.monotonic,
+        rand=random,
+    )
+
+
+def _endpoints(section: UpstreamSection) -> list[Endpoint]:
+    return [Endpoint(each.address, each.weight, each.priority) for each in section.targets if each.address is not None]
 
 
 def _breaker(given: BreakerSection) -> Breaker:

@@ -1,11 +1,11 @@
 """One exchange with an upstream: which target, how often, and whose fault it was.
 
-Theory of operation. `Forwarder.ask` ends with an `Exchange`: the head of an answer that will be the client's, and its body on the
-way. Until then all may be tried again, under the rules of `retry`; from then on nothing is, and the exchange's end says what it
-tells about the target. What a client does (leaving, sending nonsense, sending slowly) never counts against one.
+Theory of operation. `Forwarder.ask` ends with an `Exchange`: the head of an answer that will be the client's, and its body on
+the way. Until then all may be tried again, under the rules of `retry`; from then on nothing is, and the exchange's end says
+what it tells about the target. What a client does (leaving, sending nonsense, sending slowly) never counts against one.
 
-A kept connection that is closed by its target as we write to it is a race that nobody can win: the request goes out once more, on
-a new connection to the same target, if it may be repeated, and nothing is held against anybody (RFC 9112 §9.3.1).
+A kept connection that is closed by its target as we write to it is a race that nobody can win: the request goes out once
+more, on a new connection to the same target, if it may be repeated, and nothing is held against anybody (RFC 9112 §9.3.1).
 """
 
 from __future__ import annotations
@@ -46,15 +46,18 @@ class Observer(Protocol):
     """Who counts what happens to upstreams."""
 
     def attempted(self, upstream: str, outcome: str, seconds: float | None) -> None:
-        """An attempt ended: `ok`, `status`, `connect`, `timeout`, `broken` or `client`; `seconds` to the first byte, working."""
+        """Note the end of an attempt: `ok`, `status`, `connect`, `timeout`, `broken` or `client`.
+
+        `seconds`: to the first byte, of a working exchange that came so far.
+        """
         ...
 
     def retried(self, upstream: str) -> None:
-        """A request goes out once more."""
+        """Note that a request goes out once more."""
         ...
 
     def changed(self, upstream: str, event: Event) -> None:
-        """Something became of a target."""
+        """Note what became of a target."""
         ...
 
 
@@ -178,11 +181,11 @@ class Exchange:
         return self.connection.trailers()
 
     def hold(self) -> None:
-        """Count it as held from now on, without any bound of time: it is a stream of events, or switches protocols."""
+        """Count it as held from now on, without any bound of time: a stream of events, or another protocol; Overloaded."""
         self.connection.bound(0.0)
         if not self.held:
-            self.backend.upstream.hold(self.target)
             self.backend.turnstile.hold()
+            self.backend.upstream.hold(self.target)
             self.held = True
 
     def detach(self) -> asyncio.Transport:

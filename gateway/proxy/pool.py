@@ -1,7 +1,7 @@
 """Connections to the targets of all upstreams, kept open between exchanges.
 
-The newest idle connection is taken first, so that a burst's others grow old and are closed. A kept connection may be closed by its
-target at the moment when it is taken: whoever sends on it learns from `used` that it was one, and may try again on a new one.
+The newest idle connection is taken first, so that a burst's others grow old and are closed. A kept connection may be closed by
+its target at the moment when it is taken: whoever sends on it has to be ready to try again on a new one.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class Pool:
                 return connection
         return None
 
-    async def connect(self, address: str, timeout: float) -> Connection:
-        """Open a connection within `timeout` seconds; TargetFailed, TargetTimedOut."""
+    async def connect(self, address: str, within: float) -> Connection:
+        """Open a connection within so many seconds; TargetFailed, TargetTimedOut."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 _, connection = await self._loop.create_connection(
                     lambda: Connection(self._loop, self._lost),
                     host,

@@ -52,7 +52,7 @@ class Admission:
         if self.addresses is not None:
             self.addresses.check(bucket_key(address), self._clock())
 
-    async def identify(self, request: web.Request) -> Principal:
+    async def identify(self, request: web.BaseRequest) -> Principal:
         """Return who asks; RateLimited by address, TokenMissing, TokenInvalid, TokenExpired."""
         exchange = request[EXCHANGE]
         self.charge_address(exchange.address)
@@ -103,7 +103,7 @@ class Admission:
         return now + min(wait, left), left < wait
 
 
-def _authorization(request: web.Request) -> str | None:
+def _authorization(request: web.BaseRequest) -> str | None:
     """Return the one Authorization field; of two, which one a proxy in front looked at cannot be known: TokenInvalid."""
     values = request.headers.getall(hdrs.AUTHORIZATION, [])
     if len(values) > 1:

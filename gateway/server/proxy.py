@@ -1,7 +1,7 @@
 """Requests for backends: everything that one passes between the client and an upstream.
 
 In order: route, preflight, sunset, address limit, identity, rule, limits; then the head is rewritten and sent, and the answer
-comes back as it comes. Nothing of aiohttp's application is on the way: at its prices a proxied request would cost twice as much.
+comes back as it comes. Nothing of aiohttp's application is on the way: with it a proxied request would cost twice as much.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway import errors
 from gateway.auth.policy import Rule
 from gateway.auth.principal import Principal
 from gateway.auth.templates import Template
-from gateway.limits import Slots, TokenBuckets, refusal_fields
+from gateway.limits import Holder, Slots, TokenBuckets, refusal_fields
 from gateway.proxy.body import Body
 from gateway.proxy.cache import Cache
 from gateway.proxy.caching import CacheRequest, Fetched
@@ -55,6 +55,7 @@ BROKEN = "upstream_broken"
 """The outcome of an answer that broke off: its connection is cut."""
 
 _SWITCHING_PROTOCOLS = 101
+Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 _NO_EDITS = HeaderEdits()
 _NO_LIFECYCLE = Lifecycle()
 
@@ -156,7 +157,7 @@ class Proxy:
 
     # --- the door ---
 
-    def door(self, application: Callable[[Any], Any]) -> Callable[[web.BaseRequest], Any]:
+    def door(self, application: Handler) -> Handler:
         """Return the handler of all requests: those that no route takes go to the application's."""
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -242,7 +243,7 @@ class Proxy:
             return await self._forward(passage)
         finally:
             if holder is not None and route.slots is not None:
-                route.slots.release(holder)
+                route.slots.release_of(holder)
 
     async def _identify(self, passage: Passage) -> Principal | None:
         if passage.route.public:
@@ -253,7 +254,7 @@ class Proxy:
             raise errors.Forbidden
         return principal
 
-    def _charge(self, passage: Passage, principal: Principal | None) -> object | None:
+    def _charge(self, passage: Passage, principal: Principal | None) -> Holder | None:
         """Take from the route's limits; return who holds a slot then."""
         route = passage.route
         who: Any = bucket_key(passage.facts.address) if principal is None else principal.id
@@ -262,7 +263,7 @@ class Proxy:
         if route.slots is None:
             return None
         route.slots.acquire(who)
-        return who
+        return route.slots.holder(who)
 
     async def _forward(self, passage: Passage) -> web.StreamResponse:
         route = passage.route

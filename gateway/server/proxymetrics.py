@@ -53,6 +53,11 @@ class ProxyMetrics:
         """Count a repetition."""
         self._metrics.upstream_retries.bind(upstream).add()
 
+    def told(self, upstream: str, events: Iterable[Event]) -> None:
+        """Note what checks and look-ups changed."""
+        for event in events:
+            self.changed(upstream, event)
+
     def changed(self, upstream: str, event: Event) -> None:
         """Log, and count ejections."""
         _log.warning("upstream %s: %s", upstream, event)

@@ -26,7 +26,7 @@ class Relay:
     def __init__(self, request: web.BaseRequest) -> None:
         protocol = request.protocol
         if not isinstance(protocol, Connection):
-            raise AssertionError("our server makes only our connections")
+            raise AssertionError("our server makes only our connections")  # noqa: TRY004  # it cannot happen
         self._protocol = protocol
         self._modern = request.version >= HttpVersion11
         self._bodiless = request.method == hdrs.METH_HEAD
