@@ -125,16 +125,23 @@ def compact_json(value: bytes) -> bytes | None:
     try:
         if not value.isascii():
             value.decode("utf-8")
-        compact: bytes = _format(value, indent=-1)
+        if _SPACE in value or _TAB in value or _LINE_FEED in value or _RETURN in value:
+            compact: bytes = _format(value, indent=-1)
+        else:
+            _skim(value)  # as strict as `_format`, and copies nothing
+            compact = value
     except (ValueError, RecursionError):
         return None
-    if (b"[" in compact or compact.find(b"{", 1) >= 0) and _has_brackets(compact) and _depth(compact) > MAX_DEPTH:
+    if (_BRACKET in compact or compact.find(b"{", 1) >= 0) and _has_brackets(compact) and _depth(compact) > MAX_DEPTH:
         return None
     # Most producers write compact JSON: then it need not be kept twice.
     return value if compact == value else compact
 
 
 _format = msgspec.json.format
+_skim = msgspec.json.Decoder(msgspec.Raw).decode
+# Numbers: looking for a byte as `bytes` takes 0.15 us more, since Python tries it as a number first.
+_SPACE, _TAB, _LINE_FEED, _RETURN, _BRACKET = b" \t\n\r["
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 

@@ -336,6 +336,12 @@ def test_history_is_shown_like_live_records(runs: list[list[Record]], fmt: Any, 
         assert b"".join(old) == b"".join(live)
 
 
+@given(st.lists(st.sampled_from('{}[]",:\\n01-.eEtrufals \t\x00\x1fé'), max_size=12).map(lambda parts: "".join(parts).encode()))
+def test_a_value_without_white_space_is_checked_like_any_other(text: bytes) -> None:
+    """A space in front changes nothing but the way that is taken."""
+    assert compact_json(text) == compact_json(b" " + text)
+
+
 def test_history_keeps_no_encoded_form() -> None:
     """What is remembered is that a value is compact: then it is not looked at again."""
     compact, spaced = Record(1, 0, b"k", b"[1]"), Record(2, 0, b"k", b"[ 1 ]")
