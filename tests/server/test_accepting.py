@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
+import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 from waiting import eventually
 
@@ -96,3 +99,36 @@ async def test_the_end_closes_the_silent():
         await acceptor.abort()
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+
+
+class Full(socket.socket):
+    """A listening socket of a system that has no room for another connection."""
+
+    room = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if not self.room:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_without_room_it_pauses(monkeypatch, caplog):
+    """And goes on when there is some; the end does not wait for that."""
+    monkeypatch.setattr(accepting, "_PAUSE", 0.02)
+    [listening] = listen("127.0.0.1", 0, backlog=64)
+    port = listening.getsockname()[1]
+    full = Full(fileno=listening.detach())
+    full.setblocking(False)
+    acceptor = Acceptor([full], Echo)
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    await eventually(lambda: "no room for another connection" in caplog.text)
+    await eventually(lambda: repr(acceptor).endswith(" paused>"))
+    full.room = True
+    await eventually(lambda: acceptor.silent == 1)
+    full.room = False
+    _, another = await asyncio.open_connection("127.0.0.1", port)
+    await eventually(lambda: repr(acceptor).endswith(" paused>"))
+    acceptor.close()
+    await acceptor.abort()
+    for each in (writer, another):
+        each.close()
