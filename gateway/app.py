@@ -258,7 +258,7 @@ class Gateway:
         app = application(middlewares, routes, max_body=server.max_body_bytes)
         refused = self.metrics.proxy_header_refusals.add
 
-        def behind_proxy(http: web.Server) -> ProxyProtocol:
+        def behind_proxy(http: Callable[[], asyncio.BaseProtocol]) -> ProxyProtocol:
             return ProxyProtocol(http, trusted=trusted, on_refused=refused)
 
         return Listener(
@@ -269,6 +269,8 @@ class Gateway:
             backlog=server.backlog,
             tls=tls_context(str(server.tls.certfile), str(server.tls.keyfile)) if server.tls else None,
             front=behind_proxy if server.proxy_protocol else None,
+            take=self.lanes.welcome if self._config.lane.enabled else None,
+            patience=server.keepalive,
         )
 
     def _admin(self, middlewares: list[Any], routes: list[web.RouteDef]) -> Listener:

@@ -30,6 +30,7 @@ from aiokafka.errors import IncompatibleBrokerVersion
 from aiokafka.protocol.api import RequestHeader_v1, ResponseHeader_v0
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
+from google_crc32c import value as crc32c
 
 from gateway.kafka.requests import ANY_EPOCH, NO_REPLICA, READ_COMMITTED
 from gateway.records import Record
@@ -51,6 +52,7 @@ _LONG: Final = struct.Struct(">q")
 _FRAME: Final = struct.Struct(">qi")  # base offset, length; the same in all formats
 _MAGIC_AT: Final = 16
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+_CHECKED_FROM: Final = 21  # what follows the CRC
 _FORMAT_2: Final = 2
 _LEAST_LEGACY: Final = 14  # CRC, magic, attributes, two lengths
 _CODEC: Final = 0x07
@@ -274,9 +276,10 @@ class Decoder:
         header = _HEADER.unpack_from(data)
         base, attributes, producer = header[0], header[5], header[9]
         last = base + header[6]
-        batch = DefaultRecordBatch(data)
-        if not batch.validate_crc():
+        # aiokafka's own CRC goes through a table byte by byte, which takes six times as long.
+        if crc32c(bytes(data[_CHECKED_FROM:])) != header[4]:
             raise _BadBatch("CRC does not match")
+        batch = DefaultRecordBatch(data)
         if not self._hidden(batch, attributes, producer, last):
             if attributes & _CODEC and len(data) > HEAVY_BYTES:
                 yield _Unpack(batch)

@@ -33,9 +33,9 @@ from gateway.limits import UNLIMITED, Slots, TokenBuckets
 from gateway.metrics import Metrics, Reading
 from gateway.server.accesslog import AccessLog
 from gateway.server.accounts import Accounts
-from gateway.server.address import bucket_key
+from gateway.server.address import bucket_key, peer_address
 from gateway.server.admission import LEAST_HOLD
-from gateway.server.arming import Armed, Arming, Cut
+from gateway.server.arming import HEAD_END, Armed, Arming, Cut
 from gateway.server.crowd import Cohort, Crowd, Kept, Shape
 from gateway.server.lane import Handover, Lane
 from gateway.server.outcome import Dates, Outcome
@@ -172,10 +172,7 @@ class Lanes:
         crowd = self._crowd(Shape(facts.subscription, facts.wait, fields))
         armed = self._armed(given, facts, crowd, now)
         transport = connection.leave()
-        lane = Lane(self, transport, armed)
-        self._lanes[lane] = None
-        transport.set_write_buffer_limits(0)
-        transport.set_protocol(lane)
+        lane = self._begin(transport, armed)
         outcome = crowd.look(given.parts.cursor, now)
         if outcome is None or not self._has_slot(armed):
             raise AssertionError("the handler has just looked, and nothing can have changed since")
@@ -209,6 +206,27 @@ class Lanes:
             armed.expire(principal.expires_at - self._offset, LEAST_HOLD)
         self._arming.add(given.parts, armed)
         return armed
+
+    def welcome(self, transport: asyncio.Transport, head: bytes, make: Callable[[], asyncio.Protocol]) -> bool:
+        """Make a lane of a new connection, if what it sent is a head that is armed; tell whether it is.
+
+        `make` makes aiohttp's protocols of new connections.
+        """
+        if head.find(HEAD_END) != len(head) - len(HEAD_END):
+            return False
+        found = self._arming.find(peer_address(transport.get_extra_info("peername")), head)
+        if found is None:
+            return False
+        self._make_connection = make
+        self.poll(self._begin(transport, found[0]), *found, head)
+        return True
+
+    def _begin(self, transport: asyncio.Transport, armed: Armed) -> Lane:
+        lane = Lane(self, transport, armed)
+        self._lanes[lane] = None
+        transport.set_write_buffer_limits(0)
+        transport.set_protocol(lane)
+        return lane
 
     # --- what lanes call ---
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -23,14 +22,6 @@ from gateway.server.departure import Departure
 
 _log = logging.getLogger(__name__)
 SERVER = "longpoll-gateway"
-
-# While a poll is parked nothing is in flight that could fail: probes after 30 s without a segment, every 10 s, find out. A
-# client that takes nothing of its answer for 60 s counts as gone too. aiohttp itself switches SO_KEEPALIVE on.
-_PEER_OPTIONS = {
-    getattr(socket, name): value
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_USER_TIMEOUT", 60_000))
-    if hasattr(socket, name)  # the names are Linux's
-}
 
 
 class InternalError(errors.GatewayError):
@@ -104,14 +95,6 @@ class Connection(RequestHandler):
         # one's; and the number of bytes.
         self._head: bytes | None = b""
         self._received = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, and have the system notice a peer that is gone without a word."""
-        super().connection_made(transport)
-        connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            for option, value in _PEER_OPTIONS.items():
-                connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; begin to count the time of a head that is not complete."""
