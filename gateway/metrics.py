@@ -76,9 +76,7 @@ COUNTERS = (
     Described("gateway_proxy_cache_total", "counter", ("route", "result"), "What the cache of a route had for a request."),
     Described("gateway_upstream_attempts_total", "counter", ("upstream", "outcome"), "Requests sent to targets, or tried to."),
     Described("gateway_upstream_retries_total", "counter", ("upstream",), "Requests that were sent once more."),
-    Described(
-        "gateway_upstream_ejections_total", "counter", ("upstream",), "Targets left out for a while for their failures."
-    ),
+    Described("gateway_upstream_ejections_total", "counter", ("upstream",), "Targets left out for a while for their failures."),
     Described("gateway_scrape_errors_total", "counter", (), "Sources of metrics that failed, or workers that did not answer."),
 )
 

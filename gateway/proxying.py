@@ -115,7 +115,7 @@ class Proxied:
 
 def _backend(name: str, section: UpstreamSection) -> Backend:
     limits, given = section.limits, section.retries
-    outliers, health = section.outliers, section.health
+    outliers = section.outliers
     upstream = Upstream(
         name,
         _endpoints(section),

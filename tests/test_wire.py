@@ -42,6 +42,7 @@ CONTRACT = {
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
+    408: "request_timeout",
     409: "cursor_reset superseded",
     410: "cursor_expired gone",
     411: "length_required",

@@ -19,7 +19,7 @@ LEAST_BYTES: Final = 1024
 _LEVEL: Final = 5
 _CODINGS: Final[tuple[Coding, ...]] = ("gzip", "deflate")
 _TEXTS: Final = frozenset((
-    "application/javascript", "application/json", "application/manifest+json", "application/wasm", "application/x-ndjson", "application/xhtml+xml", "application/xml", "image/svg+xml",
+    "application/javascript", "application/json", "application/wasm", "application/x-ndjson", "application/xml",
 ))  # fmt: skip
 _WINDOW: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from gateway import errors
 from gateway.metrics import Metrics, Reading
-from gateway.proxy.events import Ejected, Event
+from gateway.proxy.events import Ejected, Event, Opened, Unhealthy
 from gateway.proxy.forward import Backend
 from gateway.server.middleware import count_refusal
 
@@ -60,7 +60,8 @@ class ProxyMetrics:
 
     def changed(self, upstream: str, event: Event) -> None:
         """Log, and count ejections."""
-        _log.warning("upstream %s: %s", upstream, event)
+        level = logging.WARNING if isinstance(event, Ejected | Opened | Unhealthy) else logging.INFO
+        _log.log(level, "upstream %s: %s", upstream, event)
         if isinstance(event, Ejected):
             self._metrics.upstream_ejections.bind(upstream).add()
 
