@@ -1,7 +1,8 @@
 """What active checks make of a target: rise and fall (sans-I/O).
 
-A target is taken for healthy until checks say otherwise, so that requests are served before the first check is back. `fall`
-failed checks in a row make it unhealthy, `rise` good ones in a row healthy again: one lost packet moves nothing.
+The terms are HAProxy's. A target is taken for healthy until checks say otherwise, so that requests are served before the first
+check is back. `fall` failed checks in a row make it unhealthy, `rise` good ones in a row healthy again: one lost packet moves
+nothing.
 """
 
 from __future__ import annotations

@@ -11,10 +11,14 @@ of its weight at first and all of it `slow_start` seconds later (as Envoy's slow
 load is the least of all.
 
 Who is available changes rarely and is asked at every request. So the answer is kept as a `Group` until an event changes it
-or the next instant comes at which time alone does: `choose` compares one number and asks the balancer (1 to 3 µs in all).
+or the next instant comes at which time alone does: `choose` compares one number and asks the balancer (0.3 to 2.5 µs in
+all for up to 16 targets; 20 µs when it has to look at all judges of 16).
 
 An exchange ends in the period in which it began, or its verdict is out of date (breaker.py says why): `begin` returns the
 target's period and `end` wants it back. A NEUTRAL end counts for nothing but gives back a half-open trial.
+
+None of the parts is new: Nygard's breaker, Envoy's outlier detection and slow start, nginx's smooth round robin,
+Mitzenmacher's two choices, ketama's ring, HAProxy's rise and fall, Finagle's retry budget. Each module names its source.
 """
 
 from __future__ import annotations

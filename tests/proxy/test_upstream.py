@@ -196,8 +196,10 @@ class TestBreaker:
         (target,) = upstream.targets
         fail(upstream, target, 100.0)
         assert upstream.choose(105.0, rand=first) is target
-        exchange(upstream, target, NEUTRAL, 105.0)
-        assert upstream.choose(105.0, rand=first) is target
+        period = upstream.begin(target, held=False, now=105.0)
+        assert upstream.choose(105.0, rand=first) is None
+        upstream.end(target, held=False, verdict=NEUTRAL, now=106.0, period=period)
+        assert upstream.choose(106.0, rand=first) is target
 
     def test_ends_of_before_count_for_nothing(self) -> None:
         """Time-outs of exchanges that began before the breaker opened neither open it again nor give back a trial."""
@@ -401,13 +403,16 @@ class TestUpdate:
         """Its exchanges are still counted; what was held against it is not, nor what they say now."""
         upstream = upstream_of(*endpoints(2), breaker=BREAKER)
         one, _ = upstream.targets
-        period = upstream.begin(one, held=False, now=0.0)
-        fail(upstream, one, 0.0)
+        periods = [upstream.begin(one, held=False, now=0.0) for _ in range(6)]
+        for period in periods[:2]:
+            upstream.end(one, held=False, verdict=FAILURE, now=0.0, period=period)
         upstream.update(endpoints(2)[1:], 1.0)
         assert upstream.update(endpoints(2), 2.0) == [Joined(one)]
-        assert (one.working, one.state) == (1, "available")
-        upstream.end(one, held=False, verdict=FAILURE, now=3.0, period=period)
+        assert one.working == 4
+        for period in periods[2:]:
+            upstream.end(one, held=False, verdict=FAILURE, now=3.0, period=period)
         assert (one.working, one.state) == (0, "available")
+        assert fail(upstream, one, 4.0) == [Opened(one, 5.0)]
 
     def test_nothing_new_costs_nothing(self) -> None:
         """The usual answer of DNS leaves the ring as it is."""
