@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr
 
+from gateway.auth.apikeys import HASH_PATTERN, ID_PATTERN, ApiKey, entry
 from gateway.auth.jwks import Inline, KeyFile, KeyUrl, Source
 from gateway.auth.policy import AUTHENTICATED, NOBODY, Rule, parse_rule
 from gateway.auth.templates import parse_template
@@ -269,6 +270,42 @@ class Auth(Section):
         }
 
 
+class ApiKeyEntry(Section):
+    """What one API key stands for."""
+
+    hash: Annotated[str, Field(pattern=HASH_PATTERN)]
+    """SHA-256 of the whole key; `gateway keys create` makes both."""
+    subject: Annotated[str, Field(min_length=1, max_length=255)]
+    """Whom it stands for: the `sub` of rules, keys and limits."""
+    scopes: Strings = ()
+    """Its scopes."""
+    claims: dict[str, JsonValue] = Field(default={})
+    """Its claims, besides `sub` and `scope`."""
+    expires: Text | None = None
+    """Date, or RFC 3339 time, from which on it is refused; null: never."""
+    revoked: Text | None = None
+    """When it was revoked; null: it is good."""
+
+    def key(self, name: str) -> ApiKey:
+        """Make the key of this section; raises ValueError, saying what was expected."""
+        members = {"hash": self.hash, "subject": self.subject, "scopes": list(self.scopes), "claims": dict(self.claims)}
+        return entry(name, members | {"expires": self.expires, "revoked": self.revoked})
+
+
+class ApiKeys(Section):
+    """API keys, beside tokens: in the header X-API-Key, or as bearer token. Rules know them as issuer `apikeys`."""
+
+    file: File | None = None
+    """File with keys, in the form of `keys`; read again when it changes. Null: none."""
+    keys: dict[Annotated[str, Field(pattern=ID_PATTERN)], ApiKeyEntry] = Field(default={})
+    """Keys given here, by id."""
+
+    @property
+    def given(self) -> tuple[ApiKey, ...]:
+        """The keys given here."""
+        return tuple(section.key(name) for name, section in self.keys.items())
+
+
 class Cors(Section):
     """Which web pages may call."""
 
@@ -474,6 +511,8 @@ class Config(Section):
     """The cluster, and the memory for what is read from it."""
     auth: Auth = Auth()
     """Whose tokens are accepted."""
+    api_keys: ApiKeys = ApiKeys()
+    """API keys, beside tokens: in the header X-API-Key, or as bearer token. Rules know them as issuer `apikeys`."""
     channels: dict[str, ChannelSection] = Field(default={})
     """What clients may name, by pattern: `orders`, `chat/{room}`."""
     limits: Limits = Limits()
