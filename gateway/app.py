@@ -151,7 +151,11 @@ class Gateway:
             max_record_bytes=config.server.max_body_bytes,
         )
         self._authenticator = Authenticator(
-            config.auth.trusted, max_cached=config.auth.cache_size, max_cached_bytes=config.auth.cache_bytes
+            config.auth.trusted,
+            api_keys=config.api_keys.given,
+            api_key_file=config.api_keys.file,
+            max_cached=config.auth.cache_size,
+            max_cached_bytes=config.auth.cache_bytes,
         )
         self._authenticator.on_withdrawn(self.parking.withdraw)
         self._build_http()

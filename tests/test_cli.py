@@ -57,7 +57,14 @@ def call(*words: object, **env: str) -> Result:
 
 class TestWords:
     def test_help_names_every_command(self):
-        assert re.findall(r"^  (\w+)  ", call("--help").stdout, re.MULTILINE) == ["check", "config", "dev", "serve", "token"]
+        assert re.findall(r"^  (\w+)  ", call("--help").stdout, re.MULTILINE) == [
+            "check",
+            "config",
+            "dev",
+            "keys",
+            "serve",
+            "token",
+        ]
 
     def test_every_command_and_option_has_its_help(self):
         def silent(command: click.Command) -> list[str]:

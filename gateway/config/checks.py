@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from itertools import combinations
+from pathlib import Path as FilePath
 
 from gateway.auth.jwks import Inline, KeyFile
+from gateway.auth.keyfile import parse_file
 from gateway.auth.keys import parse_keys
 from gateway.auth.policy import NOBODY, parse_rule, trusts_any_issuer
+from gateway.auth.principal import API_KEYS
 from gateway.auth.templates import parse_template
 from gateway.channels import Channel, parse_pattern
 from gateway.config import proxyadvice, proxychecks
+from gateway.config.access import ApiKeys
 from gateway.config.document import Path
 from gateway.config.findings import Finding, Names, authorities, pem, said
 from gateway.config.sections import ChannelSection, Config, Issuer, Key, Security, Server
@@ -27,6 +31,9 @@ def check(config: Config, names: Names) -> Iterator[Finding]:
     if config.kafka.tail_bytes > config.kafka.tails_bytes:
         yield ("kafka", "tail_bytes"), "expected at most kafka.tails_bytes, got more"
     yield from _issuers(config.auth.issuers)
+    yield from _api_keys(config.api_keys)
+    if config.api_keys:
+        names = names._replace(issuers=names.issuers | {API_KEYS})
     yield from _channels(config, names.issuers)
     yield from proxychecks.check(config, names)
     if config.subscribe.default_wait > config.subscribe.max_wait:
@@ -82,6 +89,8 @@ def _issuers(issuers: dict[str, Issuer]) -> Iterator[Finding]:
             yield ("auth", "issuers", second, "issuer"), f"expected another value than that of {first}, got the same"
     for alias, issuer in issuers.items():
         here: Path = ("auth", "issuers", alias)
+        if alias == API_KEYS:
+            yield here, f"expected another alias than {API_KEYS}, which API keys have"
         if not issuer.sources:
             yield here, "expected at least one of keys, jwks_file and jwks_url, got none"
         for index, key in enumerate(issuer.keys):
@@ -90,6 +99,29 @@ def _issuers(issuers: dict[str, Issuer]) -> Iterator[Finding]:
         if issuer.jwks_file is not None:
             for sentence in _parse(alias, issuer, KeyFile(issuer.jwks_file, "jwks")):
                 yield (*here, "jwks_file"), sentence
+
+
+def _api_keys(section: ApiKeys) -> Iterator[Finding]:
+    here: Path = ("api_keys",)
+    for name, given in section.keys.items():
+        yield from (((*here, "keys", name), sentence) for _, sentence in said((), given.key, name))
+    if section.file is not None:
+        yield from (((*here, "file"), sentence) for sentence in _listed(section.file, section.keys.keys()))
+
+
+def _listed(file: FilePath, given: AbstractSet[str]) -> Iterator[str]:
+    """Try the file as the authenticator will read it; one that is not found has been told of already."""
+    try:
+        parsed = parse_file(file.read_bytes())
+    except OSError:
+        return
+    except ValueError as error:
+        yield f"{error}, got something else"
+    else:
+        yield from (f"{sentence}, got something else" for sentence in parsed.skipped)
+        for key in parsed.keys:
+            if key.id in given:
+                yield f"expected other ids than in api_keys.keys, got {key.id}"
 
 
 def _key(alias: str, issuer: Issuer, key: Key) -> Iterator[str]:
@@ -176,7 +208,7 @@ def advise(config: Config) -> Iterator[Finding]:
     """Give advice on what works, but is seldom meant."""
     if not config.channels and not config.routes:
         yield ("channels",), "there are no channels, so there is nothing to read"
-    if not config.auth.issuers and not any(route.public for route in config.routes.values()):
+    if not config.auth.issuers and not config.api_keys and not any(route.public for route in config.routes.values()):
         yield ("auth",), "there are no issuers, so nobody can come in"
     yield from _server_advice(config.server)
     yield from _workers_advice(config)

@@ -35,7 +35,7 @@ def _route(route: RouteSection, config: Config) -> Iterator[Finding]:
         yield ("compress",), "what is stored is stored as the backend sent it, and compressed again for each client"
     if route.cors is not None and "*" in route.cors.origins:
         yield ("cors", "origins"), "every web page may call"
-    if not route.public and not config.auth.issuers:
+    if not route.public and not config.auth.issuers and not config.api_keys:
         yield (), "it needs a token, and there are no issuers, so nobody can use it"
     if route.public and route.limits is None and config.limits.address is None:
         yield ("limits",), "anybody may call, as often as it likes: limits.address is off as well"

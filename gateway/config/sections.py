@@ -17,7 +17,7 @@ from gateway.auth.policy import AUTHENTICATED, NOBODY, Rule, parse_rule
 from gateway.auth.templates import parse_template
 from gateway.auth.tokens import Issuer as TrustedIssuer
 from gateway.channels import Channel, Channels, parse_pattern
-from gateway.config.access import Bucket, Cors, RuleSection
+from gateway.config.access import ApiKeys, Bucket, Cors, RuleSection
 from gateway.config.httpvalues import Name
 from gateway.config.routes import RouteSection
 from gateway.config.section import Section
@@ -418,6 +418,8 @@ class Config(Section):
     """The cluster, and the memory for what is read from it."""
     auth: Auth = Auth()
     """Whose tokens are accepted."""
+    api_keys: ApiKeys = ApiKeys()
+    """API keys, beside tokens: in the header X-API-Key, or as bearer token. Rules know them as issuer `apikeys`."""
     channels: dict[str, ChannelSection] = Field(default={})
     """What clients may name, by pattern: `orders`, `chat/{room}`."""
     upstreams: dict[Name, UpstreamSection] = Field(default={})

@@ -29,7 +29,7 @@ CLOSED_BY_CLIENT = "closed_by_client"
 
 _AUTH = (errors.TokenMissing, errors.TokenInvalid, errors.TokenExpired, errors.TokenRevoked, errors.Forbidden)
 
-ALLOWED_HEADERS = "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer"
+ALLOWED_HEADERS = "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-API-Key"
 EXPOSED_HEADERS = "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff"
 ALLOWED_METHODS = "GET, HEAD, POST"
 PREFLIGHT_MAX_AGE = "7200"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gateway.auth.apikeys import ApiKey
 from gateway.auth.jwks import Inline, KeyFile, KeyUrl
 from gateway.auth.policy import AUTHENTICATED, NOBODY
 from gateway.config import access, sections
@@ -47,6 +48,10 @@ auth:
       issuer: https://three/
       algorithms: [EdDSA]
       jwks_url: https://three/keys
+api_keys:
+  keys:
+    ci: {hash: "sha256:%s", subject: robot, scopes: [a, b], claims: {team: x}, expires: 2027-01-01, revoked: 2026-12-01}
+    cd: {hash: "sha256:%s", subject: robot}
 channels:
   chat/{room}:
     topic: chat
@@ -63,7 +68,8 @@ channels:
     description: Rooms.
   news: {topic: news}
 """
-CONFIG = read(TEXT, {})
+HASH = "0" * 64
+CONFIG = read(TEXT % (HASH, HASH), {})
 
 
 def test_kafka_settings_have_every_value():
@@ -108,6 +114,20 @@ def test_key_sets_bring_no_symmetric_keys_unless_asked():
     algorithms = {issuer.alias: issuer.algorithms for issuer in CONFIG.auth.trusted}
     assert algorithms["set"] == {"RS256", "PS256", "ES256", "EdDSA"}
     assert algorithms["chosen"] == {"EdDSA"}
+
+
+def test_api_keys_have_every_value():
+    ci, cd = CONFIG.api_keys.given
+    assert ci == ApiKey(
+        "ci",
+        f"sha256:{HASH}",
+        "robot",
+        frozenset(("a", "b")),
+        {"team": "x"},
+        expires_at=1_798_761_600.0,
+        revoked_at=1_796_083_200.0,
+    )
+    assert cd == ApiKey("cd", f"sha256:{HASH}", "robot")
 
 
 def test_channels_have_every_value():
