@@ -268,7 +268,7 @@ class Lanes:
         crowd = armed.crowd
         cohort = crowd.cohort
         if cohort is None or cohort.tip != cursor or not cohort.parked or now > armed.near:
-            outcome = crowd.known(cursor) or crowd.look(cursor, now)
+            outcome = crowd.look(cursor, now)
             if outcome is None:
                 lane.replay(head)
                 return
@@ -338,10 +338,13 @@ class Lanes:
         self._join(lane, cohort, now)
 
     def _open(self, crowd: Crowd, position: Position, *, at_tail: bool) -> Cohort:
-        cohort = Cohort(crowd, self._woken)
+        cohort = crowd.cohort
+        if cohort is None or not at_tail or not cohort.idle:
+            before, cohort = cohort, Cohort(crowd, self._woken)
+            if at_tail and (before is None or not before.parked):
+                crowd.cohort = cohort
+        cohort.tip = b""
         self._hub.park(cohort, position, at_tail=at_tail, deadline=None)
-        if at_tail and (crowd.cohort is None or not crowd.cohort.parked):
-            crowd.cohort = cohort
         return cohort
 
     def _join(self, lane: Lane, cohort: Cohort, now: float) -> None:
@@ -357,8 +360,10 @@ class Lanes:
             self._early.setdefault(int(armed.expires / TICK) + 1, []).append((lane, cohort))
 
     def _set_alarm(self, cohort: Cohort, at: float) -> None:
-        cohort.alarm = max(int(at / TICK) + 1, self._tick + 1)
-        self._alarms.setdefault(cohort.alarm, []).append(cohort)
+        tick = max(int(at / TICK) + 1, self._tick + 1)
+        if not cohort.alarm or tick < cohort.alarm:
+            cohort.alarm = tick
+            self._alarms.setdefault(tick, []).append(cohort)
 
     def _part(self, lane: Lane, cohort: Cohort) -> None:
         """Take a lane that ends out of its cohort."""
@@ -436,7 +441,7 @@ class Lanes:
                 break
         else:
             until = 0.0
-            cohort.members = []  # an alarm may know the cohort for a while
+            cohort.empty()
         self._slots.held -= len(done)
         now = self._clock()
         self._accounts.answered(done, outcome, delivery.why, now)
@@ -507,10 +512,13 @@ class Lanes:
         now = self._clock()
         tick = int(now / TICK)
         for at in [at for at in self._early if at <= tick]:
-            self._end_all([lane for lane, cohort in self._early.pop(at) if lane.cohort is cohort], EXPIRED)
+            # A lane may have come back to its cohort since, with another token.
+            due = [lane for lane, cohort in self._early.pop(at) if lane.cohort is cohort and lane.armed.expires <= now]
+            self._end_all(due, EXPIRED)
         for at in [at for at in self._alarms if at <= tick]:
             for cohort in self._alarms.pop(at):
-                self._expire(cohort, now)
+                if cohort.alarm == at:
+                    self._expire(cohort, now)
         self._tick = tick
         self._accounts.catch_up()
         self._sweep_some(now)
