@@ -385,9 +385,9 @@ class Forwarder:
                 self._held[answered] = None
             answer = await answered
         except BaseException:
+            if not answered.cancel() and not answered.cancelled():
+                answered.exception()  # nobody else looks at it
             connection.abort()
-            if answered.done() and not answered.cancelled():
-                answered.exception()
             if pump is not None:
                 pump.cancel()
             raise

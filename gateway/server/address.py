@@ -8,6 +8,7 @@ what stands left of it was written by the client himself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -17,6 +18,8 @@ UNIX = "unix"
 
 UNKNOWN = "unknown"
 """The address where the transport knows none."""
+
+_LONGEST = 128  # of an address with a zone, a port and what is around it
 
 MAX_HOPS = 32
 """Entries of X-Forwarded-For that are looked at; a chain of more proxies of our own does not exist."""
@@ -61,6 +64,11 @@ def parse(text: str) -> Address | None:
     Takes surrounding blanks and quotes, a port (`192.0.2.1:80`, `[2001:db8::1]:80`), brackets without a port; drops zone
     ids, and unwraps IPv4-mapped IPv6 addresses (RFC 4291, section 2.5.5.2), which are the same client on a dual-stack socket.
     """
+    return _parsed(text) if len(text) <= _LONGEST else None
+
+
+@lru_cache(maxsize=8192)  # connections live longer than requests, and clients come back
+def _parsed(text: str) -> Address | None:
     text = text.strip(' \t"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -78,10 +86,14 @@ def parse(text: str) -> Address | None:
 def peer_address(peername: object) -> str:
     """Return the canonical address of a transport's `peername`; UNIX for Unix sockets, UNKNOWN where there is none."""
     if isinstance(peername, tuple) and peername:
-        host = str(peername[0])
-        return str(parse(host) or host)
+        return _canonical(str(peername[0]))
     # A client's end of a Unix socket is mostly unnamed: '' on asyncio and uvloop, bytes in Linux's abstract space.
     return UNIX if isinstance(peername, str | bytes) else UNKNOWN
+
+
+@lru_cache(maxsize=8192)
+def _canonical(host: str) -> str:
+    return str(parse(host) or host)
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: TrustedProxies) -> str:

@@ -306,3 +306,103 @@ async def test_drain_ends_long_polls() -> None:
         for reply in await asyncio.gather(*held):
             assert reply.code == "draining"
             assert reply.headers["Connection"] == "close"
+
+
+async def test_a_body_that_does_not_come() -> None:
+    """408, and the backend is not to blame."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.reader.read()
+
+    head = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab"
+    timeouts = {"idle": 0.2, "first_byte": 5, "total": 10}
+    async with backend(script) as here, live(**behind(here, timeouts=timeouts)) as gateway:
+        answer = await raw(gateway, head, until=b"}")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"request_timeout"' in answer
+        assert b"Connection: close" in answer
+        assert (await gateway.metrics())["gateway_upstream_attempts_total{client,shop}"] == 1
+
+
+async def test_a_backend_that_does_not_answer_in_time() -> None:
+    """504, and the client can tell it from a failure."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.reader.read()
+
+    async with backend(script) as here, live(**behind(here, timeouts={"first_byte": 0.2})) as gateway:
+        assert (await gateway.ask("POST", "/x")).code == "upstream_timeout"
+
+
+async def test_a_backend_that_is_given_rest() -> None:
+    """503 with Retry-After, without a connection to it; the state is in the metrics."""
+    async with backend(answering(ok())) as here:
+        sections = behind(here, {"breaker": {"consecutive": 2, "open": 30}})
+    async with live(**sections) as gateway:
+        for code in ("upstream_failed", "upstream_failed", "circuit_open"):
+            reply = await gateway.ask("GET", "/x")
+            assert reply.code == code
+        assert 25 <= int(reply.headers["Retry-After"]) <= 30
+        assert (await gateway.metrics())["gateway_upstream_targets{open,shop}"] == 1
+
+
+async def test_checks_find_a_target_unhealthy_and_well_again() -> None:
+    """Its share goes to the others meanwhile."""
+    well = True
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            await visit.say(ok(b"first") if well or not head.startswith(b"GET /healthz") else ok(status=b"500 No"))
+
+    async with backend(script) as first, backend(answering(ok(b"second"))) as second:
+        upstream = {"targets": [first.address, second.address], "balance": "round_robin"}
+        checks = {"health": {"path": "/healthz", "interval": 0.1, "timeout": 0.1, "rise": 1, "fall": 1}}
+        async with live(**behind(first, upstream | checks)) as gateway:
+            assert {(await gateway.ask("GET", "/x")).body for _ in range(4)} == {b"first", b"second"}
+            well = False
+            await eventually(lambda: _state(gateway, "unhealthy", 1))
+            assert {(await gateway.ask("GET", "/x")).body for _ in range(4)} == {b"second"}
+            well = True
+            await eventually(lambda: _state(gateway, "available", 2))
+            assert {(await gateway.ask("GET", "/x")).body for _ in range(4)} == {b"first", b"second"}
+
+
+async def _state(gateway: Live, state: str, count: int) -> bool:
+    return (await gateway.metrics())[f"gateway_upstream_targets{{{state},shop}}"] == count
+
+
+async def test_targets_of_a_name() -> None:
+    """Each of its addresses is one."""
+    async with backend(answering(ok())) as here:
+        upstream = {"targets": [{"dns": f"localhost:{here.port}"}]}
+        async with live(**behind(here, upstream)) as gateway:
+            assert (await gateway.ask("GET", "/x")).body == b"ok"
+
+
+async def test_a_share_for_the_next_version() -> None:
+    """Weighted, and always the same one for a subject."""
+    async with backend(answering(ok(b"old"))) as old, backend(answering(ok(b"new"))) as new:
+        shares = [{"upstream": "shop", "weight": 50}, {"upstream": "next", "weight": 50}]
+        sections = behind(old, public=False, split={"to": shares, "on": "{claims.sub}"}, allow={"issuers": ["test"]})
+        del sections["routes"]["shop"]["upstream"]
+        sections["upstreams"]["next"] = {"targets": [new.address]}
+        async with live(**sections) as gateway:
+            seen = {}
+            for name in map(str, range(20)):
+                bodies = {(await gateway.ask("GET", "/x", headers=gateway.bearer(token(name)))).body for _ in range(2)}
+                assert len(bodies) == 1
+                seen[name] = bodies.pop()
+            assert set(seen.values()) == {b"old", b"new"}
+
+
+async def test_a_request_that_is_tried_again() -> None:
+    """One of two targets is gone, and no client notices."""
+    async with backend(answering(ok())) as gone:
+        pass
+    async with backend(answering(ok())) as here:
+        upstream = {"targets": [gone.address, here.address], "retries": {}}
+        async with live(**behind(here, upstream)) as gateway:
+            assert {(await gateway.ask("POST", "/x")).status for _ in range(6)} == {200}
+            assert (await gateway.metrics())["gateway_upstream_retries_total{shop}"] >= 1
