@@ -22,7 +22,8 @@ from typing import Any
 from aiohttp import web
 
 from gateway.auth.authenticator import Authenticator
-from gateway.config.sections import Bucket, Config
+from gateway.config.access import Bucket
+from gateway.config.sections import Config
 from gateway.errors import GatewayError
 from gateway.fanout.hub import Hub
 from gateway.fanout.reader import Reader
@@ -31,6 +32,7 @@ from gateway.kafka.log import KafkaLog
 from gateway.kafka.produce import Draft
 from gateway.limits import NegativeCache, Slots, TokenBuckets
 from gateway.metrics import Metrics, Reading
+from gateway.proxying import Proxied
 from gateway.records import Headers
 from gateway.server.accesslog import AccessLog, Lines, log_as_json
 from gateway.server.address import TrustedProxies
@@ -149,7 +151,11 @@ class Gateway:
             max_record_bytes=config.server.max_body_bytes,
         )
         self._authenticator = Authenticator(
-            config.auth.trusted, max_cached=config.auth.cache_size, max_cached_bytes=config.auth.cache_bytes
+            config.auth.trusted,
+            api_keys=config.api_keys.given,
+            api_key_file=config.api_keys.file,
+            max_cached=config.auth.cache_size,
+            max_cached_bytes=config.auth.cache_bytes,
         )
         self._authenticator.on_withdrawn(self.parking.withdraw)
         self._build_http()
@@ -202,6 +208,14 @@ class Gateway:
             openapi=OpenApi(admission, channels, prefix=prefix, version=version()),
         )
         own = admin.routes() if config.server.single_listener else []
+        self.proxied = Proxied(
+            config,
+            admission=admission,
+            trusted=trusted,
+            metrics=metrics,
+            access_log=access_log,
+            closing=lambda: self.parking.draining,
+        )
         self._listeners = [self._public([exchanges, cors, problems], [*routes, *own], trusted)]
         if not config.server.single_listener:
             self._listeners.append(self._admin([exchanges, problems], admin.routes()))
@@ -248,17 +262,19 @@ class Gateway:
         app = application(middlewares, routes, max_body=server.max_body_bytes)
         refused = self.metrics.proxy_header_refusals.add
 
-        def behind_proxy(http: web.Server) -> ProxyProtocol:
+        def behind_proxy(http: Callable[[], asyncio.BaseProtocol]) -> ProxyProtocol:
             return ProxyProtocol(http, trusted=trusted, on_refused=refused)
 
         return Listener(
-            self._runner(app),
+            self._runner(app, door=self.proxied.door),
             host=server.host,
             port=server.port if self._place is None else self._place.port,
             reuse_port=self._place is not None,
             backlog=server.backlog,
             tls=tls_context(str(server.tls.certfile), str(server.tls.keyfile)) if server.tls else None,
             front=behind_proxy if server.proxy_protocol else None,
+            take=self.lanes.welcome if self._config.lane.enabled else None,
+            patience=server.keepalive,
         )
 
     def _admin(self, middlewares: list[Any], routes: list[web.RouteDef]) -> Listener:
@@ -268,10 +284,11 @@ class Gateway:
         admin = self._config.server.admin
         return Listener(self._runner(application(middlewares, routes)), host=admin.host, port=admin.port)
 
-    def _runner(self, app: web.Application) -> Runner:
+    def _runner(self, app: web.Application, door: Callable[[Any], Any] | None = None) -> Runner:
         server = self._config.server
         return Runner(
             app,
+            door=door,
             max_target_bytes=server.max_target_bytes,
             max_field_bytes=server.max_head_bytes,
             head_timeout=server.head_timeout,
@@ -349,6 +366,7 @@ class Gateway:
         await self.kafka.start()
         self._spawn(self.parking.run())
         self._spawn(self.lanes.run())
+        await self.proxied.start(self._spawn)
         self._spawn(LoopLag(self.metrics.loop_lag.observe).run())
         for listener in self._listeners:
             await listener.start()
@@ -359,17 +377,19 @@ class Gateway:
         await asyncio.sleep(self._config.drain.delay)
         self._listeners[0].stop_accepting()
         window = self._config.drain.window
-        await asyncio.gather(self.parking.drain(window), self.lanes.drain(window))
+        await asyncio.gather(self.parking.drain(window), self.lanes.drain(window), self.proxied.drain(window))
 
     async def stop(self) -> None:
         """End everything, the newest first; polls that are parked still get their answer."""
         await self.parking.drain(0.0)
         await self.lanes.close()
+        await self.proxied.drain(0.0)
         for listener in self._listeners:
             await listener.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.proxied.stop()
         await self.kafka.stop()
         await self._authenticator.stop()
         if self._lines is not None:

@@ -9,7 +9,7 @@ every channel, and nothing that a proxy in front and this module could read diff
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -30,7 +30,7 @@ _DOTS: Final = frozenset({".", ".."})  # what they mean in a path depends on who
 
 
 class PatternInvalid(ValueError):
-    """A channel pattern, or two of them together, cannot be used; the text says what was expected."""
+    """A pattern of a channel or a route, or two of them together, cannot be used; the text says what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +47,33 @@ class Segment:
 
 def parse_pattern(pattern: str) -> tuple[Segment, ...]:
     """Split a pattern such as `chat/{room}`; raises PatternInvalid."""
-    segments = tuple(_parse_segment(text) for text in pattern.split("/"))
-    if len(segments) > MAX_SEGMENTS:
-        raise PatternInvalid(f"at most {MAX_SEGMENTS} segments")
+    return parse_segments(pattern.split("/"), _literal, most=MAX_SEGMENTS)
+
+
+def parse_segments(texts: Sequence[str], literal: Callable[[str], str], *, most: int) -> tuple[Segment, ...]:
+    """Tell literals and parameters apart, at most `most` of them and each parameter once; raises PatternInvalid.
+
+    `literal` gives what a text that is no parameter stands for; it may raise PatternInvalid.
+    """
+    segments = tuple(_parse_segment(text, literal) for text in texts)
+    if len(segments) > most:
+        raise PatternInvalid(f"at most {most} segments")
     parameters = [segment.text for segment in segments if segment.parameter]
     if len(set(parameters)) < len(parameters):
         raise PatternInvalid("each parameter once")
     return segments
 
 
-def _parse_segment(text: str) -> Segment:
+def _parse_segment(text: str, literal: Callable[[str], str]) -> Segment:
     if parameter := _PARAMETER.fullmatch(text):
         return Segment(parameter[1], parameter=True)
+    return Segment(literal(text), parameter=False)
+
+
+def _literal(text: str) -> str:
     if not _is_segment(text):
         raise PatternInvalid("segments of A-Z a-z 0-9 . _ ~ - or one {parameter} each, split by /")
-    return Segment(text, parameter=False)
+    return text
 
 
 def _is_segment(text: str) -> bool:

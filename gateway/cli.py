@@ -1,4 +1,4 @@
-"""The `gateway` command: serve, check, config schema, dev and token.
+"""The `gateway` command: serve, check, config schema, dev and token; `keycommands` has the keys.
 
 Exit codes: 0 done, 1 could not run, 2 the command line or the configuration is wrong. Mistakes are told in lines on standard
 error, never as a stack trace.
@@ -27,12 +27,14 @@ from gateway.auth.tokens import Issuer
 from gateway.channels import MAX_CHANNELS
 from gateway.config.loading import ConfigInvalid, Inspected, inspect, json_schema, read
 from gateway.config.sections import MAX_WORKERS, Config
+from gateway.config.tables import tables
 from gateway.devbroker.server import Broker
 from gateway.errors import GatewayError, SubscriptionTooWide, TokenInvalid
 from gateway.fanout.cursor import TopicPosition, check_width
 from gateway.kafka.cluster import Cluster
 from gateway.kafka.connect import Connections, Unreachable
 from gateway.kafka.observer import Silent
+from gateway.keycommands import Claim, keys
 
 EXIT_FAILED = 1
 EXIT_WRONG = 2
@@ -61,6 +63,9 @@ def _version() -> str:
 @click.version_option(_version(), prog_name="gateway", message="%(prog)s %(version)s")
 def main() -> None:
     """Kafka for every HTTP client: resumable long polls with identity, limits and metrics."""
+
+
+main.add_command(keys)
 
 
 @main.command()
@@ -95,7 +100,8 @@ def worker() -> None:
 @main.command()
 @_config_option
 @click.option("--broker", is_flag=True, help="Also ask the brokers for the topics and their partitions.")
-def check(file: Path, *, broker: bool) -> None:
+@click.option("--routes", is_flag=True, help="Also show the routes, the most exact first, and the upstreams.")
+def check(file: Path, *, broker: bool, routes: bool) -> None:
     """Check a configuration, and say what is unwise in it."""
     inspected = _inspect(file)
     config = inspected.config
@@ -104,9 +110,13 @@ def check(file: Path, *, broker: bool) -> None:
         warnings += _run(_ask_brokers(config))
     for warning in warnings:
         click.echo(f"warning: {warning}")
+    for line in tables(config) if routes else ():
+        click.echo(line)
     issuers = ", ".join(config.auth.issuers) or "none"
     workers = f", workers: {config.server.workers}" if config.server.workers > 1 else ""
-    click.echo(f"{file}: OK: channels: {len(config.channels)}, issuers: {issuers}{workers}, warnings: {len(warnings)}")
+    passed = f", routes: {len(config.routes)}, upstreams: {len(config.upstreams)}" if config.routes or config.upstreams else ""
+    counts = f"channels: {len(config.channels)}{passed}, issuers: {issuers}{workers}, warnings: {len(warnings)}"
+    click.echo(f"{file}: OK: {counts}")
 
 
 async def _ask_brokers(config: Config) -> list[str]:
@@ -192,27 +202,12 @@ def _run(main: Coroutine[Any, Any, Any]) -> Any:
         sys.exit(EXIT_FAILED)
 
 
-class _Claim(click.ParamType[tuple[str, Any]]):
-    """NAME=JSON on the command line."""
-
-    name = "claim"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        name, equals, text = value.partition("=")
-        if not name or not equals:
-            self.fail("expected NAME=JSON", param, ctx)
-        try:
-            return name, json.loads(text)
-        except ValueError:
-            self.fail(f"expected JSON after {name}= (text in quotes: '{name}=\"…\"')", param, ctx)
-
-
 @main.command()
 @_config_option
 @click.option("--issuer", "alias", metavar="ALIAS", help="Which issuer, if there are several.")
 @click.option("--sub", required=True, help="Whom the token is for.")
 @click.option("--scope", "scopes", multiple=True, help="A scope; repeatable, or several with spaces.")
-@click.option("--claim", "claims", multiple=True, type=_Claim(), metavar="NAME=JSON", help="A claim; repeatable.")
+@click.option("--claim", "claims", multiple=True, type=Claim(), metavar="NAME=JSON", help="A claim; repeatable.")
 @click.option("--expires-in", type=click.FloatRange(1), default=3600, show_default=True, help="Seconds.")
 @click.option(
     "--private-key",

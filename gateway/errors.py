@@ -186,7 +186,7 @@ class CursorExpired(GatewayError):
 
 
 class Gone(GatewayError):
-    """The channel is past its sunset."""
+    """A channel or a route is past its sunset."""
 
     code = "gone"
 
@@ -207,6 +207,15 @@ class BodyTooLarge(GatewayError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The bound is {limit} bytes.", limit=limit)
+
+
+class RequestTimedOut(GatewayError):
+    """The client took too long to send a body."""
+
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The body did not come in time.")
 
 
 class TargetTooLong(GatewayError):
@@ -313,3 +322,6 @@ class CircuitOpen(GatewayError):
     """A backend is given rest."""
 
     code = "circuit_open"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("The backend has failed too often and is given rest.", retry_after=retry_after)

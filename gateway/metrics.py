@@ -70,6 +70,13 @@ COUNTERS = (
     Described("gateway_proxy_header_refusals_total", "counter", ("reason",), "Connections without a good PROXY header."),
     Described("gateway_kafka_errors_total", "counter", ("error",), "Errors that Kafka or its client reported, by name."),
     Described("gateway_log_lines_dropped_total", "counter", (), "Access log lines lost because the reader did not keep up."),
+    Described("gateway_proxy_requests_total", "counter", ("route", "status"), "Requests to backends, by class of status."),
+    Described("gateway_proxy_received_bytes_total", "counter", ("route",), "Bytes of their bodies."),
+    Described("gateway_proxy_sent_bytes_total", "counter", ("route",), "Bytes of the answers' bodies."),
+    Described("gateway_proxy_cache_total", "counter", ("route", "result"), "What the cache of a route had for a request."),
+    Described("gateway_upstream_attempts_total", "counter", ("upstream", "outcome"), "Requests sent to targets, or tried to."),
+    Described("gateway_upstream_retries_total", "counter", ("upstream",), "Requests that were sent once more."),
+    Described("gateway_upstream_ejections_total", "counter", ("upstream",), "Targets left out for a while for their failures."),
     Described("gateway_scrape_errors_total", "counter", (), "Sources of metrics that failed, or workers that did not answer."),
 )
 
@@ -77,6 +84,9 @@ HISTOGRAMS = (
     Described(
         "gateway_record_latency_seconds", "histogram", ("transport",), "From a live record's timestamp to its way to a client."
     ),
+    Described("gateway_proxy_seconds", "histogram", ("route",), "From a request to the end of its answer; held ones apart."),
+    Described("gateway_proxy_held_seconds", "histogram", ("route",), "The same of requests that are held on purpose."),
+    Described("gateway_upstream_seconds", "histogram", ("upstream",), "From a request to the first byte, held ones left out."),
     Described("gateway_publish_latency_seconds", "histogram", (), "From a publish to Kafka's acknowledgement."),
     Described("gateway_loop_lag_seconds", "histogram", (), "How much later than due the event loop runs a timer."),
 )
@@ -94,6 +104,9 @@ PULLED = (
     Described(
         "gateway_unstable_records", "gauge", ("topic", "partition"), "Offsets from the last stable one to the high watermark."
     ),
+    Described("gateway_upstream_targets", "gauge", ("upstream", "state"), "Targets: available, unhealthy, ejected, open."),
+    Described("gateway_upstream_outstanding", "gauge", ("upstream", "class"), "Requests: working, held, queued."),
+    Described("gateway_upstream_connections", "gauge", ("upstream", "state"), "Connections to targets: idle, busy."),
     Described(
         "gateway_unstable_age_seconds", "gauge", ("topic", "partition"), "How long the last stable offset stands behind."
     ),
@@ -224,6 +237,16 @@ class Metrics(Collector):
         self.record_latency = histograms["gateway_record_latency_seconds"]
         self.publish_latency = histograms["gateway_publish_latency_seconds"].bind()
         self.loop_lag = histograms["gateway_loop_lag_seconds"].bind()
+        self.proxy_requests = counters["gateway_proxy_requests_total"]
+        self.proxy_received_bytes = counters["gateway_proxy_received_bytes_total"]
+        self.proxy_sent_bytes = counters["gateway_proxy_sent_bytes_total"]
+        self.proxy_cache = counters["gateway_proxy_cache_total"]
+        self.proxy_seconds = histograms["gateway_proxy_seconds"]
+        self.proxy_held_seconds = histograms["gateway_proxy_held_seconds"]
+        self.upstream_attempts = counters["gateway_upstream_attempts_total"]
+        self.upstream_retries = counters["gateway_upstream_retries_total"]
+        self.upstream_ejections = counters["gateway_upstream_ejections_total"]
+        self.upstream_seconds = histograms["gateway_upstream_seconds"]
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 

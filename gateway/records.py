@@ -13,6 +13,8 @@ Headers = tuple[tuple[str, bytes | None], ...]
 # A Record object with its offset, its place in a list and two encoded forms, beside the bytes themselves; measured with
 # tracemalloc and rounded up.
 OVERHEAD_BYTES = 440
+# The same without encoded forms: history's records keep none.
+COLD_OVERHEAD_BYTES = 260
 
 
 # A million of them are made and forgotten while somebody reads a gigabyte: a struct is made in a third of the time that a class
@@ -21,8 +23,9 @@ OVERHEAD_BYTES = 440
 class Record(msgspec.Struct, gc=False, eq=False):
     """One record of a partition, as produced.
 
-    `timestamp_ms` is Unix time, None where the record has none. `value` None is a tombstone. `shown` belongs to `wire`:
-    the encoded form is kept here so that no record is encoded twice. `until` is None but for a hole (see `hole`).
+    `timestamp_ms` is Unix time, None where the record has none. `value` None is a tombstone. `shown` and `compact`
+    belong to `wire`: the encoded form is kept here so that no live record is encoded twice, or that the value was found to be
+    compact JSON. `until` is None but for a hole (see `hole`).
     """
 
     offset: int
@@ -32,6 +35,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     headers: Headers = ()
     shown: tuple[object, bytes, bytes] | None = None
     until: int | None = None
+    compact: bool = False
 
     @classmethod
     def hole(cls, start: int, end: int) -> Record:
@@ -69,9 +73,12 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
 
 def cost_of(records: Sequence[Record]) -> int:
-    """Return the cost of all these records together."""
-    plain = [len(record.key or b"") + len(record.value or b"") for record in records if not record.headers]
-    return 2 * sum(plain) + OVERHEAD_BYTES * len(plain) + sum(record.cost for record in records if record.headers)
+    """Return the bytes charged for records of history: what was produced, and the objects."""
+    cost = COLD_OVERHEAD_BYTES * len(records) + sum([len(record.value or b"") + len(record.key or b"") for record in records])
+    for record in records:
+        for name, value in record.headers:
+            cost += len(name) + len(value or b"") + 200
+    return cost
 
 
 @dataclass(frozen=True, slots=True)

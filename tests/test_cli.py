@@ -57,7 +57,14 @@ def call(*words: object, **env: str) -> Result:
 
 class TestWords:
     def test_help_names_every_command(self):
-        assert re.findall(r"^  (\w+)  ", call("--help").stdout, re.MULTILINE) == ["check", "config", "dev", "serve", "token"]
+        assert re.findall(r"^  (\w+)  ", call("--help").stdout, re.MULTILINE) == [
+            "check",
+            "config",
+            "dev",
+            "keys",
+            "serve",
+            "token",
+        ]
 
     def test_every_command_and_option_has_its_help(self):
         def silent(command: click.Command) -> list[str]:
@@ -103,6 +110,17 @@ class TestCheck:
         assert result.exit_code == 0
         assert result.stdout.endswith(f"{file}: OK: channels: 1, issuers: main, workers: 4, warnings: 3\n")
         assert "limits.parked_polls 400000\n" in result.stdout
+
+    def test_routes_and_upstreams_can_be_shown(self, file):
+        """In the order in which routes are tried."""
+        text = "routes: {all: {prefix: /, upstream: b}, a: {path: /a, upstream: b}}\nupstreams: {b: {targets: ['b:1']}}\n"
+        file.write_text(TEXT + text)
+        result = call("check", "-c", file, "--routes")
+        assert result.exit_code == 0
+        *shown, last = result.stdout.splitlines()
+        assert [line.split(":")[0] for line in shown if line[0] != " "] == ["route a", "route all", "upstream b"]
+        assert last == f"{file}: OK: channels: 1, routes: 2, upstreams: 1, issuers: main, warnings: 0"
+        assert call("check", "-c", file).stdout == f"{last}\n"
 
     def test_the_file_may_be_named_by_the_environment(self, file):
         assert call("check", GATEWAY_CONFIG=str(file)).exit_code == 0

@@ -28,6 +28,7 @@ EXAMPLES: list[GatewayError] = [
     errors.Gone("The channel was retired."),
     errors.LengthRequired(),
     errors.BodyTooLarge(1_024),
+    errors.RequestTimedOut(),
     errors.TargetTooLong(8_190),
     errors.MediaType("application/json"),
     errors.HeadTooLarge(8_190),
@@ -39,7 +40,7 @@ EXAMPLES: list[GatewayError] = [
     errors.Overloaded(),
     errors.BrokerUnavailable(),
     errors.Draining(),
-    errors.CircuitOpen("The backend is given rest.", retry_after=30.0),
+    errors.CircuitOpen(30.0),
 ]
 
 

@@ -178,7 +178,7 @@ class TestDocumented:
     def test_names_and_units(self) -> None:
         """gateway_<noun>_<unit>, counters with _total, and no other word for the same label."""
         labels = {"transport", "outcome", "channel", "route", "status", "topic", "partition", "policy", "code"}
-        labels |= {"reason", "error", "version", "python", "state"}
+        labels |= {"reason", "error", "version", "python", "state", "upstream", "class", "result"}
         for described in (*COUNTERS, *HISTOGRAMS, *PULLED, *SUPERVISED):
             assert re.fullmatch(r"gateway(_[a-z]+)+", described.name)
             assert described.name.endswith("_total") == (described.kind == "counter")

@@ -19,6 +19,9 @@ from waiting import eventually_blocking
 from gateway import metrics, wire
 from gateway.cli import main
 from gateway.config.loading import read
+from gateway.config.routes import RouteSection
+from gateway.config.section import Section
+from gateway.config.upstreams import UpstreamSection
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -110,11 +113,11 @@ def seconds_until_seen(poll: str, publish: str) -> float:
     return took
 
 
-def test_the_smallest_configuration_is_one() -> None:
+def test_the_configurations_are_some() -> None:
     """The YAML of the README is accepted as it stands."""
-    (text,) = blocks("yaml")
-    config = read(text, {}, source="README.md")
-    assert set(config.channels) == set(yaml.safe_load(text)["channels"])
+    smallest, routes = blocks("yaml")
+    assert set(read(smallest, {}, source="README.md").channels) == set(yaml.safe_load(smallest)["channels"])
+    assert set(read(routes, {}, source="README.md").routes) == {"orders", "order-events", "docs"}
 
 
 def test_every_error_code_is_named() -> None:
@@ -150,6 +153,12 @@ def test_every_command_and_option_is_named() -> None:
 def test_every_parameter_of_a_poll_is_named() -> None:
     """The table of the contract is complete."""
     assert all(f"`{name}`" in README for name in wire._SUBSCRIBE)
+
+
+@pytest.mark.parametrize("section", [RouteSection, UpstreamSection])
+def test_every_key_of_routes_and_upstreams_is_named(section: type[Section]) -> None:
+    """Each is in one of the tables; what is inside of it is in the annotated example."""
+    assert [name for name in section.model_fields if f"`{name}`" not in README] == []
 
 
 def test_the_make_targets_exist() -> None:

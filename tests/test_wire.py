@@ -18,8 +18,10 @@ from gateway.wire import (
     From,
     accepts,
     answer,
+    bare_history,
     bare_values,
     compact_json,
+    history,
     messages,
     next_link,
     parse_from,
@@ -40,6 +42,7 @@ CONTRACT = {
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
+    408: "request_timeout",
     409: "cursor_reset superseded",
     410: "cursor_expired gone",
     411: "length_required",
@@ -315,6 +318,41 @@ def test_runs_of_records_join_to_one_list(runs: list[list[Record]], fmt: Any) ->
     assert json.loads(answer("c", bare, [], up_to_date=True))["messages"] == [
         json.loads(bare_value(record, fmt)) for run in runs for record in run
     ]
+
+
+@given(st.lists(st.lists(RECORDS, min_size=1, max_size=4), max_size=3), FORMATS, st.sampled_from([(), ("a",)]))
+def test_history_is_shown_like_live_records(runs: list[list[Record]], fmt: Any, headers: tuple[str, ...]) -> None:
+    """Byte by byte, at first and when its values are known to be compact."""
+    for _ in range(2):
+        live: list[bytes] = []
+        old: list[bytes] = []
+        for n, run in enumerate(runs):
+            live += messages(run, n, f"c{n}", fmt, headers, first=not live)
+            old += history(run, n, f"c{n}", fmt, headers, first=not old)
+        assert b"".join(old) == b"".join(live)
+        live, old = [], []
+        for run in runs:
+            live += bare_values(run, fmt, first=not live)
+            old += bare_history(run, fmt, first=not old)
+        assert b"".join(old) == b"".join(live)
+
+
+@given(st.lists(st.sampled_from('{}[]",:\\n01-.eEtrufals \t\x00\x1fé'), max_size=12).map(lambda parts: "".join(parts).encode()))
+def test_a_value_without_white_space_is_checked_like_any_other(text: bytes) -> None:
+    """A space in front changes nothing but the way that is taken."""
+    assert compact_json(text) == compact_json(b" " + text)
+
+
+def test_history_keeps_no_encoded_form() -> None:
+    """What is remembered is that a value is compact: then it is not looked at again."""
+    compact, spaced = Record(1, 0, b"k", b"[1]"), Record(2, 0, b"k", b"[ 1 ]")
+    history([compact, spaced], 0, "c", "json", (), first=True)
+    assert (compact.shown, compact.compact, spaced.shown, spaced.compact) == (None, True, None, False)
+    again = Record(1, 0, b"k", b"[1]")
+    bare_history([again], "text", first=True)
+    assert not again.compact
+    bare_history([again], "json", first=True)
+    assert again.compact
 
 
 @pytest.mark.parametrize(("value", "same"), [(b'{"a":[1,2]}', True), (b'{"a": [1, 2]}', False)])

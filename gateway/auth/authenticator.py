@@ -1,4 +1,7 @@
-"""Turns an Authorization header into a principal: the shell that joins verification and the sources of keys."""
+"""Turns an Authorization header into a principal: the shell that joins verification and the sources of keys.
+
+An API key after `Bearer` is one as well: it is told from a token by its first letters, and its file is a source like others.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,24 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 import aiohttp
 
-from gateway.auth import jwks
-from gateway.auth.jwks import Found, Inline, KeyFile, KeySource, KeyUrl, Source
-from gateway.auth.keys import Key, parse_keys
-from gateway.auth.principal import KeyRef, Principal
+from gateway.auth import jwks, keyfile
+from gateway.auth.apikeys import PREFIX, ApiKey, Keyring
+from gateway.auth.jwks import Found, Inline, KeyFile, KeySource, KeyUrl, Source, file_pace
+from gateway.auth.keys import Key, Parsed, parse_keys
+from gateway.auth.principal import API_KEYS, KeyRef, Principal
 from gateway.auth.tokens import Issuer, UnknownKey, Verifier, bearer
 from gateway.errors import UpstreamFailed
 
 _log = logging.getLogger(__name__)
+_BEARER_KEY = f"Bearer {PREFIX}"
 
 
 @final
@@ -39,7 +45,8 @@ class SourceStatus:
 class Authenticator:
     """Knows all issuers and keeps their keys current between `start` and `stop`.
 
-    `issuers` gives each issuer the sources of its keys. Verified tokens are cached, `max_cached` of them in about
+    `issuers` gives each issuer the sources of its keys. `api_keys` are there from the beginning, those of `api_key_file` come
+    and go with it. Verified tokens are cached, `max_cached` of them in about
     `max_cached_bytes`. `clock` is monotonic and paces the looks at sources, `pause` waits for an event with a time limit,
     `jitter` gives numbers in [0, 1). Raise ValueError, saying what was expected, for inline keys that are weak or unusable.
     """
@@ -48,6 +55,8 @@ class Authenticator:
         self,
         issuers: Mapping[Issuer, Sequence[Source]],
         *,
+        api_keys: Iterable[ApiKey] = (),
+        api_key_file: Path | None = None,
         max_cached: int = 20_000,
         max_cached_bytes: int = 64 * 1024 * 1024,
         clock: Callable[[], float] = time.monotonic,
@@ -64,8 +73,11 @@ class Authenticator:
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._inline: dict[str, list[Key]] = {issuer.alias: [] for issuer in issuers}
-        self._files: dict[str, list[KeySource]] = {issuer.alias: [] for issuer in issuers}
-        self._urls: dict[str, list[KeySource]] = {issuer.alias: [] for issuer in issuers}
+        self._files: dict[str, list[KeySource[Key]]] = {issuer.alias: [] for issuer in issuers}
+        self._urls: dict[str, list[KeySource[Key]]] = {issuer.alias: [] for issuer in issuers}
+        self._keyring = Keyring(api_keys)
+        self._key_list = None if api_key_file is None else self._listing(api_key_file)
+        self.takes_api_keys = api_key_file is not None or len(self._keyring) > 0
         for issuer, sources in issuers.items():
             for source in sources:
                 self._add(issuer, source)
@@ -84,12 +96,23 @@ class Authenticator:
                 self._inline[alias] += parsed.keys
             case KeyFile(kind=kind, algorithm=algorithm, kid=kid):
                 parse = partial(parse_keys, alias, kind, algorithms=issuer.algorithms, algorithm=algorithm, kid=kid)
-                self._files[alias].append(self._source(alias, source, look=partial(jwks.read, source), parse=parse))
+                self._files[alias].append(self._source(alias, source, look=partial(jwks.read, source.path), parse=parse))
             case _:
                 parse = partial(parse_keys, alias, "jwks", algorithms=issuer.algorithms, remote=True)
                 self._urls[alias].append(self._source(alias, source, look=partial(self._fetch, source), parse=parse))
 
-    def _source(self, alias: str, spec: KeyFile | KeyUrl, **calls: Any) -> KeySource:
+    def _listing(self, path: Path) -> KeySource[ApiKey]:
+        parse = _Parsing()
+
+        async def look() -> Found:
+            found = await jwks.read(path, keyfile.MAX_BYTES)
+            await asyncio.to_thread(parse, found.data)  # takes a while for thousands of keys
+            return found
+
+        calls: dict[str, Any] = {"clock": self._clock, "pause": self._pause, "jitter": self._jitter}
+        return KeySource(str(path), file_pace(), look=look, parse=parse, changed=self._publish_api_keys, **calls)
+
+    def _source(self, alias: str, spec: KeyFile | KeyUrl, **calls: Any) -> KeySource[Key]:
         changed = partial(self._publish, alias)
         return KeySource(
             spec.place, spec.pace, **calls, changed=changed, clock=self._clock, pause=self._pause, jitter=self._jitter
@@ -102,8 +125,8 @@ class Authenticator:
 
     @property
     def generation(self) -> int:
-        """Return a number that changes whenever any issuer's key set does."""
-        return self._verifier.generation
+        """Return a number that changes whenever any issuer's key set does, or the API keys do."""
+        return self._verifier.generation + self._keyring.generation
 
     def on_withdrawn(self, callback: Callable[[KeyRef], None]) -> None:
         """Call `callback` with each key that is withdrawn, after the tokens it vouched for are forgotten."""
@@ -113,17 +136,27 @@ class Authenticator:
         """Return how each file and URL is."""
         return [SourceStatus(alias, source.place, len(source.keys), source.error) for alias, source in self._looked_at()]
 
-    def _looked_at(self) -> list[tuple[str, KeySource]]:
-        """Return the files, then the URLs, each with its issuer's alias."""
+    def _looked_at(self) -> list[tuple[str, KeySource[Any]]]:
+        """Return the files, then the URLs, each with its issuer's alias, and the file of API keys."""
         both = (self._files, self._urls)
-        return [(alias, source) for kind in both for alias, sources in kind.items() for source in sources]
+        found: list[tuple[str, KeySource[Any]]] = [
+            (alias, source) for kind in both for alias, sources in kind.items() for source in sources
+        ]
+        return found if self._key_list is None else [*found, (API_KEYS, self._key_list)]
 
     async def load_files(self) -> None:
-        """Read all files once; raise ValueError for one without a usable key (after `start`, that is only logged)."""
+        """Read all files once; raise ValueError for one without a usable key (after `start`, that is only logged).
+
+        A file of API keys may be empty: there will be some later.
+        """
         for source in [source for sources in self._files.values() for source in sources]:
             await source.look()
             if not source.keys:
                 raise ValueError(source.error or f"{source.place}: expected a usable key: {'; '.join(source.skipped)}")
+        if self._key_list is not None:
+            await self._key_list.look()
+            if self._key_list.error is not None:
+                raise ValueError(self._key_list.error)
 
     async def start(self) -> None:
         """Read the files as `load_files` does, and begin to keep all sources current; URLs are not waited for."""
@@ -166,25 +199,28 @@ class Authenticator:
         the token is good; Overloaded when too many wait for that.
         """
         # The usual spelling needs no parsing to be found: what is in the cache has been parsed before.
-        if authorization is not None and authorization.startswith("Bearer "):
+        if authorization is not None and authorization.startswith("Bearer ") and not authorization.startswith(_BEARER_KEY):
             known = self._verifier.match(authorization[7:], now)
             if known is not None:
                 return known
         token = bearer(authorization)
+        verify = self._keyring.verify if token.startswith(PREFIX) else self._verifier.verify
         try:
-            return self._verifier.verify(token, now)
+            return verify(token, now)
         except UnknownKey as unknown:
-            return await self._look_for(unknown, token, now)
+            return await self._look_for(unknown, verify, token, now)
 
-    async def _look_for(self, unknown: UnknownKey, token: str, now: float) -> Principal:
+    async def _look_for(
+        self, unknown: UnknownKey, verify: Callable[[str, float], Principal], token: str, now: float
+    ) -> Principal:
         """Verify the token again after each look that may bring its key."""
-        alias, kid = unknown.issuer, unknown.kid
+        kid = unknown.kid
         began = self._clock()
-        sources = self._files[alias] + self._urls[alias]
+        sources = [source for alias, source in self._looked_at() if alias == unknown.issuer]
         for source in sources:
             if await source.ask(kid):
                 try:
-                    return self._verifier.verify(token, now + self._clock() - began)
+                    return verify(token, now + self._clock() - began)
                 except UnknownKey:
                     source.missed(kid)
         waits = [wait for source in sources if (wait := source.doubt(kid)) is not None]
@@ -195,10 +231,31 @@ class Authenticator:
     def _publish(self, alias: str) -> None:
         """Give the verifier all keys that the issuer's sources list now, and tell of those that are gone."""
         keys = [key for source in self._files[alias] + self._urls[alias] for key in source.keys]
-        for key in self._verifier.replace(alias, [*self._inline[alias], *keys]):
+        self._tell(self._verifier.replace(alias, [*self._inline[alias], *keys]))
+
+    def _publish_api_keys(self) -> None:
+        self._tell(self._keyring.replace(() if self._key_list is None else self._key_list.keys))
+
+    def _tell(self, withdrawn: Iterable[KeyRef]) -> None:
+        for key in withdrawn:
             _log.info("key withdrawn: %s", key)
             for callback in self._withdrawn:
                 try:
                     callback(key)
                 except Exception:  # noqa: BLE001  # One who cannot be told must not keep the others' polls open.
                     _log.exception("a callback for withdrawn keys failed")
+
+
+@final
+class _Parsing:
+    """Parses a file of API keys; what has not changed since the last time it need not parse again."""
+
+    def __init__(self) -> None:
+        self._data: bytes | None = None
+        self._parsed: Parsed[ApiKey] = Parsed(())
+
+    def __call__(self, data: bytes) -> Parsed[ApiKey]:
+        if data != self._data:
+            self._parsed = keyfile.parse_file(data)
+            self._data = data
+        return self._parsed

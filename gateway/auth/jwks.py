@@ -13,12 +13,12 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Generic, NamedTuple, final
 
 import aiohttp
 from yarl import URL
 
-from gateway.auth.keys import Key, Kind, Parsed
+from gateway.auth.keys import K, Kind, Parsed
 from gateway.auth.refresh import Pace, Refresh
 from gateway.errors import Overloaded
 
@@ -68,7 +68,12 @@ class KeyFile:
     @property
     def pace(self) -> Pace:
         """Return how often to look."""
-        return Pace(max_age=self.interval, cooldown=min(1.0, self.interval), stale=self.stale, max_retry=self.interval)
+        return file_pace(self.interval, self.stale)
+
+
+def file_pace(interval: float = 5.0, stale: float = 3600.0) -> Pace:
+    """Return how often to look at a file."""
+    return Pace(max_age=interval, cooldown=min(1.0, interval), stale=stale, max_retry=interval)
 
 
 @final
@@ -121,19 +126,19 @@ class Found(NamedTuple):
     max_age: float | None = None
 
 
-async def read(spec: KeyFile) -> Found:
-    """Read the file, at most 256 KiB of it; raise Unusable."""
+async def read(path: Path, max_bytes: int = MAX_BYTES) -> Found:
+    """Read a file of at most so many bytes; raise Unusable."""
     try:
-        return Found(await asyncio.to_thread(_read, spec.path))
+        return Found(await asyncio.to_thread(_read, path, max_bytes))
     except OSError as error:
-        raise Unusable(f"{spec.path}: {error.strerror or type(error).__name__}") from error
+        raise Unusable(f"{path}: {error.strerror or type(error).__name__}") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise Unusable(f"{path}: longer than {MAX_BYTES} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise Unusable(f"{path}: longer than {max_bytes} bytes")
     return data
 
 
@@ -181,8 +186,8 @@ async def pause(event: asyncio.Event, seconds: float) -> None:
 
 
 @final
-class KeySource:
-    """Looks at one source of an issuer's keys for as long as `run` runs.
+class KeySource(Generic[K]):
+    """Looks at one source of keys for as long as `run` runs.
 
     `look` brings the bytes (or raises Unusable), `parse` makes keys of them (or raises ValueError), and `changed` is called
     after each look, and when the keys were given up as stale. `keys` are the present ones, `error` says why the last look
@@ -195,14 +200,14 @@ class KeySource:
         pace: Pace,
         *,
         look: Callable[[], Awaitable[Found]],
-        parse: Callable[[bytes], Parsed],
+        parse: Callable[[bytes], Parsed[K]],
         changed: Callable[[], None],
         clock: Callable[[], float],
         pause: Pause,
         jitter: Callable[[], float],
     ) -> None:
         self.place = place
-        self.keys: tuple[Key, ...] = ()
+        self.keys: tuple[K, ...] = ()
         self.skipped: tuple[str, ...] = ()
         self.error: str | None = None
         self.plan = Refresh(pace, clock())
@@ -287,7 +292,7 @@ class KeySource:
             landed, self._landed = self._landed, asyncio.Event()
             landed.set()
 
-    def _succeeded(self, parsed: Parsed, max_age: float | None) -> None:
+    def _succeeded(self, parsed: Parsed[K], max_age: float | None) -> None:
         self.plan.succeed(self._clock(), self._jitter(), max_age)
         if self.error is not None:
             _log.info("keys are read again: %s", self.place)

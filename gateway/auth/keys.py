@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, final
 
 import orjson
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -60,10 +60,13 @@ class Key:
         return _VERIFIERS[self.ref.algorithm].verify(signed, self.material, signature)
 
 
-class Parsed(NamedTuple):
+K = TypeVar("K")
+
+
+class Parsed(NamedTuple, Generic[K]):
     """Keys read from one source, and why others in it are of no use (never the keys themselves)."""
 
-    keys: tuple[Key, ...]
+    keys: tuple[K, ...]
     skipped: tuple[str, ...] = ()
 
 
@@ -76,7 +79,7 @@ def parse_keys(
     algorithm: str | None = None,
     kid: str | None = None,
     remote: bool = False,
-) -> Parsed:
+) -> Parsed[Key]:
     """Read the keys of issuer `alias` from a secret, a PEM public key or a JWK Set.
 
     `algorithms` are the issuer's; `algorithm` picks one of them for a secret or PEM, and `kid` names it (a JWK Set brings
@@ -148,7 +151,7 @@ def _asymmetric(alias: str, material: Any, algorithm: str, kid: str | None) -> K
     return Key(KeyRef(alias, kid, algorithm, hashlib.blake2b(der, digest_size=16).hexdigest()), material)
 
 
-def _from_jwks(alias: str, data: bytes, algorithms: Collection[str], *, remote: bool) -> Parsed:
+def _from_jwks(alias: str, data: bytes, algorithms: Collection[str], *, remote: bool) -> Parsed[Key]:
     document = _members(data)
     keys: dict[KeyRef, Key] = {}  # a set that lists a key twice has it once
     skipped = []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
+
+API_KEYS: Final = "apikeys"
+"""The issuer alias of principals that have an API key; no issuer of tokens can have it."""
 
 
 @final

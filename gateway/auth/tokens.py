@@ -21,7 +21,7 @@ import orjson
 
 from gateway.auth.cache import PrincipalCache
 from gateway.auth.keys import ALGORITHMS, MAX_KID_CHARACTERS, Key
-from gateway.auth.principal import KeyRef, Principal
+from gateway.auth.principal import API_KEYS, KeyRef, Principal
 from gateway.errors import TokenExpired, TokenInvalid, TokenMissing
 
 MAX_TOKEN_CHARACTERS = 8192
@@ -74,6 +74,8 @@ class Issuer:
     def __post_init__(self) -> None:
         if not self.alias or not self.iss:
             raise ValueError("expected a non-empty alias and iss")
+        if self.alias == API_KEYS:
+            raise ValueError(f"expected another alias than {API_KEYS}, which API keys have")
         if not self.algorithms or not self.algorithms <= ALGORITHMS:
             raise ValueError(f"expected algorithms out of {', '.join(sorted(ALGORITHMS))}")
         if not 0 <= self.leeway <= MAX_LEEWAY:

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import re
-import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from itertools import combinations
 from pathlib import Path as FilePath
 
 from gateway.auth.jwks import Inline, KeyFile
+from gateway.auth.keyfile import parse_file
 from gateway.auth.keys import parse_keys
 from gateway.auth.policy import NOBODY, parse_rule, trusts_any_issuer
+from gateway.auth.principal import API_KEYS
 from gateway.auth.templates import parse_template
 from gateway.channels import Channel, parse_pattern
+from gateway.config import proxyadvice, proxychecks
+from gateway.config.access import ApiKeys
 from gateway.config.document import Path
+from gateway.config.findings import Finding, Names, authorities, pem, said
 from gateway.config.sections import ChannelSection, Config, Issuer, Key, Security, Server
 
-Finding = tuple[Path, str]
-
 _OWN_PATHS = ("/livez", "/readyz", "/metrics")
-# A rule's error begins with the place inside the rule, such as `all[1].scope: `.
-_PLACED = re.compile(r"(?:((?:[a-z]+|\[[0-9]+\]|\.)+): )?(.*)", re.DOTALL)
-_STEP = re.compile(r"([a-z]+)|\[([0-9]+)\]")
 _MAX_KEY_BYTES = 256 << 10
 
 
-def check(config: Config, aliases: frozenset[str]) -> Iterator[Finding]:
-    """Give each mistake; `aliases` are the issuers in the file, also those that have mistakes of their own."""
+def check(config: Config, names: Names) -> Iterator[Finding]:
+    """Give each mistake of what is left of a file."""
     yield from _server(config.server)
     yield from _security(config.kafka.security)
     if config.kafka.tail_bytes > config.kafka.tails_bytes:
         yield ("kafka", "tail_bytes"), "expected at most kafka.tails_bytes, got more"
     yield from _issuers(config.auth.issuers)
-    yield from _channels(config, aliases)
+    yield from _api_keys(config.api_keys)
+    if config.api_keys:
+        names = names._replace(issuers=names.issuers | {API_KEYS})
+    yield from _channels(config, names.issuers)
+    yield from proxychecks.check(config, names)
     if config.subscribe.default_wait > config.subscribe.max_wait:
         yield ("subscribe", "default_wait"), "expected at most subscribe.max_wait, got more"
 
@@ -50,19 +52,9 @@ def _server(server: Server) -> Iterator[Finding]:
     if server.proxy_protocol and not server.trusted_proxies:
         yield ("server", "trusted_proxies"), "expected the proxies that send the PROXY protocol, got none"
     if server.tls is not None:
-        yield from ((("server", "tls", "certfile"), found) for found in _pem(server.tls.certfile, server.tls.keyfile))
+        yield from ((("server", "tls", "certfile"), found) for found in pem(server.tls.certfile, server.tls.keyfile))
     if server.proxy_protocol and server.tls is not None:
         yield ("server", "tls"), "expected TLS to end at the proxy that sends the PROXY protocol, got both here"
-
-
-def _pem(certfile: FilePath, keyfile: FilePath, password: str = "") -> Iterator[str]:
-    try:
-        # With a password given, even an empty one, OpenSSL does not ask the terminal for one.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password)
-    except FileNotFoundError:  # has been told of already, or nobody looked
-        return
-    except OSError:
-        yield "expected a certificate in PEM, with keyfile holding its key, got files that do not serve as these"
 
 
 def _share(one: str, other: str) -> bool:
@@ -83,21 +75,12 @@ def _security(security: Security) -> Iterator[Finding]:
             yield (*here, name), f"expected protocol SSL or SASL_SSL beside it, got {security.protocol}"
     if security.certfile is not None and security.keyfile is not None:
         password = security.keypassword.get_secret_value() if security.keypassword is not None else ""
-        yield from (((*here, "certfile"), found) for found in _pem(security.certfile, security.keyfile, password))
+        yield from (((*here, "certfile"), found) for found in pem(security.certfile, security.keyfile, password))
     elif security.certfile is not None or security.keyfile is not None:
         missing = "keyfile" if security.keyfile is None else "certfile"
         yield (*here, missing), "expected certfile and keyfile together, got one of them"
     if security.cafile is not None:
-        yield from (((*here, "cafile"), found) for found in _authorities(security.cafile))
-
-
-def _authorities(cafile: FilePath) -> Iterator[str]:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile)
-    except FileNotFoundError:
-        return
-    except OSError:
-        yield "expected certificates in PEM, got a file without any"
+        yield from (((*here, "cafile"), found) for found in authorities(security.cafile))
 
 
 def _issuers(issuers: dict[str, Issuer]) -> Iterator[Finding]:
@@ -106,6 +89,8 @@ def _issuers(issuers: dict[str, Issuer]) -> Iterator[Finding]:
             yield ("auth", "issuers", second, "issuer"), f"expected another value than that of {first}, got the same"
     for alias, issuer in issuers.items():
         here: Path = ("auth", "issuers", alias)
+        if alias == API_KEYS:
+            yield here, f"expected another alias than {API_KEYS}, which API keys have"
         if not issuer.sources:
             yield here, "expected at least one of keys, jwks_file and jwks_url, got none"
         for index, key in enumerate(issuer.keys):
@@ -114,6 +99,29 @@ def _issuers(issuers: dict[str, Issuer]) -> Iterator[Finding]:
         if issuer.jwks_file is not None:
             for sentence in _parse(alias, issuer, KeyFile(issuer.jwks_file, "jwks")):
                 yield (*here, "jwks_file"), sentence
+
+
+def _api_keys(section: ApiKeys) -> Iterator[Finding]:
+    here: Path = ("api_keys",)
+    for name, given in section.keys.items():
+        yield from (((*here, "keys", name), sentence) for _, sentence in said((), given.key, name))
+    if section.file is not None:
+        yield from (((*here, "file"), sentence) for sentence in _listed(section.file, section.keys.keys()))
+
+
+def _listed(file: FilePath, given: AbstractSet[str]) -> Iterator[str]:
+    """Try the file as the authenticator will read it; one that is not found has been told of already."""
+    try:
+        parsed = parse_file(file.read_bytes())
+    except OSError:
+        return
+    except ValueError as error:
+        yield f"{error}, got something else"
+    else:
+        yield from (f"{sentence}, got something else" for sentence in parsed.skipped)
+        for key in parsed.keys:
+            if key.id in given:
+                yield f"expected other ids than in api_keys.keys, got {key.id}"
 
 
 def _key(alias: str, issuer: Issuer, key: Key) -> Iterator[str]:
@@ -169,10 +177,10 @@ def _channel(pattern: str, section: ChannelSection, aliases: frozenset[str]) -> 
     parameters = {segment.text for segment in segments if segment.parameter}
     for name, rule in (("allow", section.allow), ("publish", section.publish)):
         if rule is not None:
-            yield from _said((name,), parse_rule, rule.written, absent=NOBODY, parameters=parameters, issuers=aliases)
+            yield from said((name,), parse_rule, rule.written, absent=NOBODY, parameters=parameters, issuers=aliases)
     unused = parameters
     if section.key is not None:
-        yield from _said(("key",), parse_template, section.key, parameters=parameters)
+        yield from said(("key",), parse_template, section.key, parameters=parameters)
         unused = parameters - _parameters(section.key, parameters)
     if unused:
         # Else every name that fits the pattern would show the same records, whatever the rule says of one of them.
@@ -180,15 +188,6 @@ def _channel(pattern: str, section: ChannelSection, aliases: frozenset[str]) -> 
         yield ("key",), f"expected a key with each parameter of the pattern in it, got none with {missing}"
     if section.partitioner is not None and section.key is None:
         yield ("partitioner",), "expected a key beside it, got none"
-
-
-def _said(path: Path, parse: Callable[..., object], *values: object, **bounds: object) -> Iterator[Finding]:
-    try:
-        parse(*values, **bounds)
-    except ValueError as error:
-        place, expected = _PLACED.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # fits any text
-        steps = [int(index) if index else name for name, index in _STEP.findall(place or "")]
-        yield (*path, *steps), f"{expected}, got something else"
 
 
 def _parameters(key: str, default: AbstractSet[str]) -> AbstractSet[str]:
@@ -207,9 +206,9 @@ def _trust(channel: Channel) -> Iterator[Finding]:
 
 def advise(config: Config) -> Iterator[Finding]:
     """Give advice on what works, but is seldom meant."""
-    if not config.channels:
+    if not config.channels and not config.routes:
         yield ("channels",), "there are no channels, so there is nothing to read"
-    if not config.auth.issuers:
+    if not config.auth.issuers and not config.api_keys and not any(route.public for route in config.routes.values()):
         yield ("auth",), "there are no issuers, so nobody can come in"
     yield from _server_advice(config.server)
     yield from _workers_advice(config)
@@ -226,6 +225,7 @@ def advise(config: Config) -> Iterator[Finding]:
         if getattr(config.limits, name) is None:
             yield ("limits", name), "this limit is off"
     yield from _channel_advice(config)
+    yield from proxyadvice.advise(config)
 
 
 def _server_advice(server: Server) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ the parts that the sections refused are cut out, and the checks see what is left
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path as FilePath
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from gateway.config.checks import advise, check
 from gateway.config.document import MAX_DEPTH, Path, Problem, parse
 from gateway.config.explaining import explain
+from gateway.config.findings import Names
 from gateway.config.sections import Config
 
 MAX_FILE_BYTES = 4 << 20
@@ -113,7 +114,7 @@ def _inspect(
         problems += [problem for problem in found if problem.path not in known]
         config = None
     blamed = [problem.path for problem in problems]
-    for path, sentence in _check(config, values, base):
+    for path, sentence in _check(config, values, base, blamed):
         if not any(_related(path, other) for other in blamed):
             problems.append(Problem(document.line(path), path, sentence))
     if problems or config is None:
@@ -138,10 +139,14 @@ def _schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-def _check(config: Config | None, values: object, base: FilePath | None) -> list[tuple[Path, str]]:
+def _check(config: Config | None, values: object, base: FilePath | None, blamed: Collection[Path]) -> list[tuple[Path, str]]:
     left = config or _prune(values, base)
-    aliases = frozenset(_mapping(_mapping(_mapping(values).get("auth")).get("issuers")))
-    return list(check(left, aliases)) if left is not None else []
+    names = Names(
+        issuers=frozenset(_mapping(_mapping(_mapping(values).get("auth")).get("issuers"))),
+        upstreams=frozenset(_mapping(_mapping(values).get("upstreams"))),
+        doubtful=frozenset(str(path[1]) for path in blamed if path[:1] == ("routes",) and len(path) > 1),
+    )
+    return list(check(left, names)) if left is not None else []
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:
@@ -164,8 +169,14 @@ def _prune(values: object, base: FilePath | None) -> Config | None:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 loc = tuple(step for step in detail["loc"] if step != "[key]")
-                if loc != _NEEDED:
-                    _cut(left, loc[:-1] if detail["type"] == "missing" else loc)
+                match detail["type"], loc:
+                    case "missing", ("upstreams", name, "targets"):
+                        # All else of an upstream is worth a look without them.
+                        left["upstreams"][name]["targets"] = ["localhost:1"]
+                    case "missing", _ if loc != _NEEDED:
+                        _cut(left, loc[:-1])
+                    case _ if loc != _NEEDED:
+                        _cut(left, loc)
         # The one value without which there is no Config at all.
         left.setdefault("kafka", {})["bootstrap_servers"] = ["localhost:9092"]
     return None

@@ -10,13 +10,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
 from gateway.auth.jwks import Inline, KeyFile, KeyUrl, Source
 from gateway.auth.policy import AUTHENTICATED, NOBODY, Rule, parse_rule
 from gateway.auth.templates import parse_template
 from gateway.auth.tokens import Issuer as TrustedIssuer
 from gateway.channels import Channel, Channels, parse_pattern
+from gateway.config.access import ApiKeys, Bucket, Cors, RuleSection
+from gateway.config.httpvalues import Name
+from gateway.config.routes import RouteSection
+from gateway.config.section import Section
+from gateway.config.upstreams import UpstreamSection
 from gateway.config.values import (
     Addresses,
     Count,
@@ -25,7 +30,6 @@ from gateway.config.values import (
     Host,
     Networks,
     Number,
-    Origins,
     Port,
     Prefix,
     Seconds,
@@ -38,19 +42,6 @@ from gateway.config.values import (
 from gateway.kafka.connect import KafkaSettings
 
 MAX_WORKERS = 256
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are mistakes, values never change, and inputs stay out of messages."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-        validate_default=True,
-    )
 
 
 class Tls(Section):
@@ -269,39 +260,6 @@ class Auth(Section):
         }
 
 
-class Cors(Section):
-    """Which web pages may call."""
-
-    origins: Origins = ()
-    """Origins such as https://app.example.com, or `*`; empty: none."""
-
-
-class RuleSection(Section):
-    """Who may: every condition in one rule has to hold. Texts may hold `{parameter}` and `{claims.name}`."""
-
-    scope: Text | None = None
-    """The token has this scope."""
-    claim: Text | None = None
-    """A claim to look at, with contains or equals."""
-    contains: Text | None = None
-    """The claim is a list, and this is one of its members."""
-    equals: Text | None = None
-    """The claim is exactly this text."""
-    issuers: Strings | None = None
-    """The token is of one of these issuers, by alias."""
-    authenticated: Literal[True] | None = None
-    """Any principal may."""
-    all_: tuple[RuleSection, ...] | None = Field(default=None, alias="all")
-    """Every one of these rules holds."""
-    any_: tuple[RuleSection, ...] | None = Field(default=None, alias="any")
-    """At least one of these rules holds."""
-
-    @property
-    def written(self) -> dict[str, object]:
-        """The rule as it was given, which is how `policy` parses it."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
 class ChannelSection(Section):
     """One channel: the key in the mapping is its pattern, such as `chat/{room}`."""
 
@@ -358,20 +316,6 @@ class ChannelSection(Section):
             origins=None if self.cors is None else self.cors.origins,
             description=self.description,
         )
-
-
-class Bucket(Section):
-    """A token bucket."""
-
-    rate: Annotated[Number, Field(gt=0, le=1e6)]
-    """Requests a second, in the long run."""
-    burst: Annotated[Count, Field(ge=1, le=10_000_000)]
-    """Requests at once, after a while without any."""
-
-    @property
-    def window(self) -> float:
-        """Seconds in which an empty bucket becomes full: with `burst` as quota, the same bucket in other words."""
-        return self.burst / self.rate
 
 
 class RefusedTokens(Section):
@@ -474,8 +418,14 @@ class Config(Section):
     """The cluster, and the memory for what is read from it."""
     auth: Auth = Auth()
     """Whose tokens are accepted."""
+    api_keys: ApiKeys = ApiKeys()
+    """API keys, beside tokens: in the header X-API-Key, or as bearer token. Rules know them as issuer `apikeys`."""
     channels: dict[str, ChannelSection] = Field(default={})
     """What clients may name, by pattern: `orders`, `chat/{room}`."""
+    upstreams: dict[Name, UpstreamSection] = Field(default={})
+    """Backends that routes lead to, by name."""
+    routes: dict[Name, RouteSection] = Field(default={})
+    """What is passed on to backends, by name: a label in metrics and logs."""
     limits: Limits = Limits()
     """What one client, and all together, may ask for."""
     subscribe: Subscribe = Subscribe()

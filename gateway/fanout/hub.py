@@ -327,12 +327,12 @@ class Hub:
         if topic.keyed and holed:
             woken.update(dict.fromkeys(waiter for waiter in topic.waiters() if waiter.may_read(topic.name, partition, last)))
         for waiter in topic.whole:
-            if waiter.may_read(topic.name, partition, last):
+            if waiter.apart is None or waiter.may_read(topic.name, partition, last):
                 woken[waiter] = None
         if topic.keyed:
             for key, records in move.by_key.items():
                 for waiter in topic.keyed.get(key, ()):
-                    if waiter.may_read(topic.name, partition, records[-1].offset):
+                    if waiter.apart is None or waiter.may_read(topic.name, partition, records[-1].offset):
                         woken[waiter] = None
         if woken:
             self._wake(list(woken), {**self.moment(), topic.name: before}, RECORDS, move.number - 1)

@@ -63,17 +63,17 @@ def encoding(subscription: Subscription, reading: Reading, cursor: str | None = 
     pieces: list[bytes] = []
     delivered: dict[str, int] = {}
     spent = 0
+    # The archive's cache holds records as they came: their encoded forms would take as much again.
+    messages, bare_values = (wire.history, wire.bare_history) if reading.scanned else (wire.messages, wire.bare_values)
     for (records, selection, partition), weight in _steps(reading.messages):
         if spent and spent + weight > STEP_BYTES:
             yield
             spent = 0
         spent += weight
         if subscription.view == "full":
-            pieces += wire.messages(
-                records, partition, selection.channel, selection.format, selection.headers, first=not pieces
-            )
+            pieces += messages(records, partition, selection.channel, selection.format, selection.headers, first=not pieces)
         else:
-            pieces += wire.bare_values(records, selection.format, first=not pieces)
+            pieces += bare_values(records, selection.format, first=not pieces)
         delivered[selection.pattern] = delivered.get(selection.pattern, 0) + len(records)
     body = wire.answer(cursor, pieces, [entry.document() for entry in reading.lost], up_to_date=reading.up_to_date)
     lost: dict[str, int] = {}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import final
 
-from gateway.records import Record
+from gateway.records import Record, cost_of
 
 _OFFSET = attrgetter("offset")
 _SHRINK_AT = 64
@@ -38,6 +38,10 @@ class Run:
     def append(self, record: Record) -> None:
         """Add a record whose offset is above all others."""
         self._records.append(record)
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """Add records in order, all above those that are here."""
+        self._records.extend(records)
 
     def evict(self) -> Record:
         """Remove and return the oldest record; IndexError where there is none."""
@@ -95,14 +99,19 @@ class Tail:
         Records below the present end were read before (a fetch that was repeated after a broken connection) and are left
         out. `end` and `log_start` only move forward.
         """
-        fresh = [record for record in records if record.offset >= self.end]
+        fresh = records if records and records[0].offset >= self.end else [r for r in records if r.offset >= self.end]
+        self.cost += cost_of(fresh)
+        self._run.extend(fresh)
+        by_key = self._by_key
         for record in fresh:
-            self._run.append(record)
-            self.cost += record.cost
             if record.until is not None:
                 self._holes.append(record)
-            if self._by_key is not None and record.key is not None:
-                self._by_key.setdefault(record.key, Run()).append(record)
+            key = record.key
+            if by_key is not None and key is not None:
+                run = by_key.get(key)
+                if run is None:
+                    run = by_key[key] = Run()
+                run.append(record)
         self.end = max(self.end, end)
         self.log_start = max(self.log_start, log_start)
         return fresh

@@ -180,11 +180,15 @@ class Connections:
         `timeout` is in seconds and includes connecting. Raises Unreachable; the connection is then closed, since a late
         answer would block the next one. Cancelling is safe; where the group is `exclusive` it closes the connection too.
         """
-        slot = self._slots.setdefault((address, group), _Slot())
+        slot = self._slots.get((address, group))
+        if slot is None:
+            slot = self._slots[address, group] = _Slot()
         connection = None
         try:
             async with asyncio.timeout(timeout):
-                connection = await self._connected(address, slot)
+                connection = slot.connection
+                if connection is None or not connection.connected():
+                    connection = await self._connected(address, slot)
                 return await connection.send(request)
         except asyncio.CancelledError:
             if exclusive:

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from gateway.fanout.hub import Hub
@@ -42,8 +42,10 @@ _JOIN_MARGIN: Final = 0.025
 # A partition that comes while the joining lane is out as well waits no longer than this (and the margin).
 _JOIN_SECONDS: Final = 0.05
 _SOLO_CONNECTIONS: Final = 4
-# Two fetches that both bring something begin this far apart. It is what a record may wait where a thousand come in a second.
-_GATHER_SECONDS: Final = 0.004
+# Two fetches that both bring something begin this far apart where the loop has nothing else to do, and where it never rests.
+_LEAST_GATHER: Final = 0.001
+_MOST_GATHER: Final = 0.013
+_GATHERING_SHARE: Final = 1 / 8
 _PROBE_SECONDS: Final = 2.0
 
 
@@ -169,6 +171,38 @@ class Feeding:
         self._hub.append(*live.place, records, end=end, log_start=live.log_start)
 
 
+class Gathering:
+    """How long records gather until they are fetched: `seconds` between the beginnings of two fetches that bring something.
+
+    Each fetch has a cost of its own, whatever it brings, and answers that go out together cost less than those that go out
+    one by one. A loop that is idle for most of the time can afford that, and a record's delay is all that counts. A busy one
+    cannot: what it saves comes back as a shorter queue. So the time grows with the square of the loop's load.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time) -> None:
+        self._clock = clock
+        self._cpu_clock = cpu_clock
+        self._at = clock()
+        self._spent = cpu_clock()
+        self._load = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Gathering {self.seconds * 1_000:.1f} ms at load {self._load:.2f}>"
+
+    @property
+    def seconds(self) -> float:
+        """The time between two fetches."""
+        return _LEAST_GATHER + (_MOST_GATHER - _LEAST_GATHER) * self._load**2
+
+    def look(self) -> None:
+        """See what share of the time since the last look the thread has spent, and lean towards it."""
+        at, spent = self._clock(), self._cpu_clock()
+        if at > self._at:
+            share = min(1.0, (spent - self._spent) / (at - self._at))
+            self._load += (share - self._load) * _GATHERING_SHARE
+            self._at, self._spent = at, spent
+
+
 class Lane:
     """One leader's long polls.
 
@@ -207,6 +241,7 @@ class Lane:
         self._flying = False
         self._turns = 0
         self._idle = 0
+        self._gathering = Gathering()
         self._solo = Pool(_SOLO_CONNECTIONS)
 
     def __repr__(self) -> str:
@@ -372,8 +407,9 @@ class Lane:
         A busy topic would be fetched record by record, and the work for each fetch would be done for each record. Who comes
         after a pause is not delayed.
         """
-        if moved and took < _GATHER_SECONDS:
-            await asyncio.sleep(_GATHER_SECONDS - took)
+        self._gathering.look()
+        if moved and took < self._gathering.seconds:
+            await asyncio.sleep(self._gathering.seconds - took)
         self._idle = 0 if moved or took > self._max_wait / 2 else self._idle + 1
         if self._idle > 1:
             await asyncio.sleep(min(self._max_wait, 0.01 * 2 ** min(self._idle, 10)))

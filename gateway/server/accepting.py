@@ -1,8 +1,10 @@
-"""Accepting connections, a few in each turn of the loop.
+"""Accepting connections, and giving them to the loop, a few in each turn.
 
-An event loop that accepts all it can get is deaf meanwhile: fifteen thousand clients that reconnect at once, each with a
-request right behind its handshake, would hold up everybody else for seconds. So the listening sockets are read here, at most
-ACCEPTS_PER_TURN in a turn; the others wait in the system's queue, which is what it is for (`server.backlog`).
+An event loop that does all it can get at once is deaf meanwhile: fifteen thousand clients that reconnect, each with a request
+right behind its handshake, would hold up everybody else for seconds. So the listening sockets are read here. Accepting costs
+little and is done soon, for the system's queue (`server.backlog`) has an end, and whom it turns away comes again a second later
+or three. What costs is the first request: connections wait in silence (`silence`) until theirs has come, and at most
+GREETINGS_PER_TURN of those are let in.
 """
 
 from __future__ import annotations
@@ -12,12 +14,23 @@ import errno
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
+
+from gateway.server.silence import Silence
 
 _log = logging.getLogger(__name__)
 
-ACCEPTS_PER_TURN = 16
+ACCEPTS_PER_TURN = 64
+GREETINGS_PER_TURN = 16
 _PAUSE = 1.0
+# While a poll is parked nothing is in flight that could fail: probes after 30 s without a segment, every 10 s, find out. A
+# client that takes nothing of its answer for 60 s counts as gone too. Connections inherit what their listening socket has.
+_PEER_OPTIONS = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_USER_TIMEOUT", 60_000))
+    if hasattr(socket, name)  # the names are Linux's
+}
 # The process or the system has no room for another connection: it goes away by itself when others close.
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -35,6 +48,9 @@ def listen(host: str, port: int, *, backlog: int, reuse_port: bool = False) -> l
             sockets.append(listening)
             listening.setblocking(False)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _PEER_OPTIONS.items():
+                listening.setsockopt(socket.IPPROTO_TCP, option, value)
             if reuse_port:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
@@ -64,7 +80,10 @@ def listen_at(path: str, *, backlog: int) -> socket.socket:
 
 
 class Acceptor:
-    """Accepts on some listening sockets until it is closed; each connection gets a protocol of `factory`."""
+    """Accepts on some listening sockets until it is closed; each connection gets a protocol of `factory`.
+
+    One that says nothing for `patience` seconds is closed.
+    """
 
     def __init__(
         self,
@@ -72,20 +91,32 @@ class Acceptor:
         factory: Callable[[], asyncio.BaseProtocol],
         *,
         tls: ssl.SSLContext | None = None,
+        patience: float = 75.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sockets = list(sockets)
         self._factory = factory
         self._tls = tls
+        self._patience = patience
+        self._clock = clock
+        self._silence = Silence()
+        self._loop.add_reader(self._silence.fileno(), self._greet_some)
+        self._dismissal: asyncio.TimerHandle | None = None
         self._greeting: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._watch()
 
     def __repr__(self) -> str:
-        return f"<Acceptor on {len(self._sockets)} sockets{' paused' if self._pause is not None else ''}>"
+        return f"<Acceptor on {len(self._sockets)} sockets, {self._silence!r}{' paused' if self._pause is not None else ''}>"
+
+    @property
+    def silent(self) -> int:
+        """Number of connections of which nothing has come yet."""
+        return len(self._silence)
 
     def close(self) -> None:
-        """Accept no more; handshakes under way go on."""
+        """Accept no more; connections that are there already go on."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -95,7 +126,12 @@ class Acceptor:
         self._sockets.clear()
 
     async def abort(self) -> None:
-        """End the handshakes that are under way."""
+        """End the handshakes that are under way, and the connections of which nothing has come."""
+        if self._dismissal is not None:
+            self._dismissal.cancel()
+        if not self._silence.closed:
+            self._loop.remove_reader(self._silence.fileno())
+            self._silence.close()
         for task in self._greeting:
             task.cancel()
         await asyncio.gather(*self._greeting, return_exceptions=True)
@@ -120,6 +156,17 @@ class Acceptor:
                 self._pause = self._loop.call_later(_PAUSE, self._watch)
                 return
             accepted.setblocking(False)
+            self._silence.add(accepted, self._clock())
+            if self._dismissal is None:
+                self._dismissal = self._loop.call_later(_PAUSE, self._dismiss)
+
+    def _dismiss(self) -> None:
+        """Close who has been silent for too long; look again while there is anybody."""
+        self._silence.dismiss(self._clock() - self._patience)
+        self._dismissal = self._loop.call_later(_PAUSE, self._dismiss) if self.silent else None
+
+    def _greet_some(self) -> None:
+        for accepted in self._silence.heard(GREETINGS_PER_TURN):
             task = self._loop.create_task(self._greet(accepted))
             self._greeting.add(task)
             task.add_done_callback(self._greeting.discard)

@@ -222,6 +222,8 @@ class AccessLog:
         issuer: str | None = None,
         subject: str | None = None,
         sample: float | None = None,
+        route: str | None = None,
+        upstream: str | None = None,
     ) -> None:
         """Write a line. `target`: path and query as received; `sent`: bytes of the body; `duration` in seconds.
 
@@ -247,6 +249,8 @@ class AccessLog:
             "issuer": issuer,
             "subject": None if subject is None else self._subject(issuer, subject),
             "sample": sample,
+            "route": route,
+            "upstream": upstream,
         }
         entry.update((name, value) for name, value in optional.items() if value is not None)
         self._lines.add(_short(entry) + b"\n")

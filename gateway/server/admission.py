@@ -10,6 +10,7 @@ from typing import Literal
 
 from aiohttp import hdrs, web
 
+from gateway.auth.apikeys import PREFIX
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.principal import Principal
 from gateway.auth.tokens import NotYetValid, UnknownKey
@@ -20,6 +21,7 @@ from gateway.server.exchange import EXCHANGE
 
 # A poll that would end for its token's expiry within this time is refused instead: it could only come back refused.
 LEAST_HOLD = 1.0
+API_KEY = "X-API-Key"
 
 
 class Admission:
@@ -47,14 +49,31 @@ class Admission:
         self._unix_clock = unix_clock
         self._secret = token_bytes(16)
 
-    async def identify(self, request: web.Request) -> Principal:
+    def charge_address(self, address: str) -> None:
+        """Take from an address's bucket, for a request that needs no identity; RateLimited."""
+        if self.addresses is not None:
+            self.addresses.check(bucket_key(address), self._clock())
+
+    async def identify(self, request: web.BaseRequest) -> Principal:
         """Return who asks; RateLimited by address, TokenMissing, TokenInvalid, TokenExpired."""
         exchange = request[EXCHANGE]
-        if self.addresses is not None:
-            self.addresses.check(bucket_key(exchange.address), self._clock())
-        principal = await self._principal(_authorization(request))
+        self.charge_address(exchange.address)
+        principal = await self._principal(self._credential(request))
         exchange.principal = principal
         return principal
+
+    def _credential(self, request: web.BaseRequest) -> str | None:
+        """Return the request's one credential, an API key as if it came as a bearer token; of two, TokenInvalid."""
+        authorization = _authorization(request)
+        keys = request.headers.getall(API_KEY, ())
+        if not keys or not self._authenticator.takes_api_keys:
+            return authorization
+        # Another scheme may be meant for a backend; a bearer token would be a second identity.
+        if len(keys) > 1 or (authorization is not None and authorization[:7].lower() == "bearer "):
+            raise TokenInvalid("several credentials")
+        if not keys[0].startswith(PREFIX):
+            raise TokenInvalid("not an API key of ours")
+        return f"Bearer {keys[0]}"
 
     async def _principal(self, authorization: str | None) -> Principal:
         if authorization is None:
@@ -99,7 +118,7 @@ class Admission:
         return now + min(wait, left), left < wait
 
 
-def _authorization(request: web.Request) -> str | None:
+def _authorization(request: web.BaseRequest) -> str | None:
     """Return the one Authorization field; of two, which one a proxy in front looked at cannot be known: TokenInvalid."""
     values = request.headers.getall(hdrs.AUTHORIZATION, [])
     if len(values) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from gateway.channels import Channels
 from gateway.server.accepting import Acceptor, listen, listen_at
 from gateway.server.admin import livez
 from gateway.server.admission import Admission
+from gateway.server.arrival import Arrivals, Take
 from gateway.server.openapi import describe
 from gateway.server.proxyprotocol import ProxyProtocol
 
@@ -94,7 +96,8 @@ class Listener:
     """One listening socket and the connections that came through it.
 
     `front` puts the PROXY protocol before HTTP. `port` 0 takes a free one; with `reuse_port` other processes of the same user
-    may listen there as well. With `path` it is a Unix socket, and the address does not matter.
+    may listen there as well. With `path` it is a Unix socket, and the address does not matter. `take` is offered each
+    connection with its first bytes, before aiohttp is. One that sends nothing is closed after `patience` seconds.
     """
 
     def __init__(
@@ -107,7 +110,9 @@ class Listener:
         path: str | None = None,
         backlog: int = 128,
         tls: ssl.SSLContext | None = None,
-        front: Callable[[web.Server], ProxyProtocol] | None = None,
+        front: Callable[[Callable[[], asyncio.BaseProtocol]], ProxyProtocol] | None = None,
+        take: Take | None = None,
+        patience: float = 75.0,
     ) -> None:
         self._runner = runner
         self._host = host
@@ -117,8 +122,11 @@ class Listener:
         self._backlog = backlog
         self._tls = tls
         self._front = front
+        self._take = take
+        self._patience = patience
         self._acceptor: Acceptor | None = None
         self._greeter: ProxyProtocol | None = None
+        self._arrivals: Arrivals | None = None
 
     @property
     def port(self) -> int:
@@ -131,7 +139,9 @@ class Listener:
     def connections(self) -> int:
         """How many connections are open."""
         server = self._runner.server
-        return 0 if server is None else len(server.connections)
+        waiting = self._acceptor.silent if self._acceptor is not None else 0
+        arriving = len(self._arrivals.waiting) if self._arrivals is not None else 0
+        return waiting + arriving + (0 if server is None else len(server.connections))
 
     async def start(self) -> None:
         """Listen; OSError if the address is taken."""
@@ -139,13 +149,17 @@ class Listener:
         server = self._runner.server
         if server is None:
             raise AssertionError("setup makes the server")
-        self._greeter = self._front(server) if self._front is not None else None
+        factory: Callable[[], asyncio.BaseProtocol] = server
+        if self._take is not None:
+            factory = self._arrivals = Arrivals(server, self._take, patience=self._patience)
+        if self._front is not None:
+            factory = self._greeter = self._front(factory)
         if self._path is not None:
             sockets = [listen_at(self._path, backlog=self._backlog)]
         else:
             sockets = listen(self._host, self._port, backlog=self._backlog, reuse_port=self._reuse_port)
             self._port = sockets[0].getsockname()[1]
-        self._acceptor = Acceptor(sockets, self._greeter or server, tls=self._tls)
+        self._acceptor = Acceptor(sockets, factory, tls=self._tls, patience=self._patience)
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections go on."""
@@ -157,6 +171,8 @@ class Listener:
         self.stop_accepting()
         if self._greeter is not None:
             self._greeter.close()
+        if self._arrivals is not None:
+            self._arrivals.close()
         if self._acceptor is not None:
             await self._acceptor.abort()
         await self._runner.cleanup()

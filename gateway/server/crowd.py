@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ class Cohort(Waiter):
 
     `members` are in the order in which they came; who is one no more names another cohort, or none, and `gone` counts those.
     `tip` is a cursor for which there is nothing as long as the cohort is parked. `alarm`: the tick at which it is looked at.
+
+    It may be parked again once all have their answer: in a crowd of one that is done for each record.
     """
 
     __slots__ = ("alarm", "crowd", "gone", "members", "on_woken", "tip")
@@ -71,6 +73,17 @@ class Cohort(Waiter):
 
     def __len__(self) -> int:
         return len(self.members) - self.gone
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is neither parked nor on its way to an answer, so that others can sleep in it."""
+        return not self.parked and not self.members
+
+    def empty(self) -> None:
+        """Forget all members."""
+        # A new list: who is delivered to goes through the old one.
+        self.members = []
+        self.gone = 0
 
     def compact(self) -> None:
         """Forget those who are members no more; a pass over all."""
@@ -182,12 +195,12 @@ class Crowd:
 
     def look(self, cursor: bytes, now: float) -> Outcome | None:
         """Find out what a poll with this cursor comes to. None where the tails alone cannot tell, or the cursor is none."""
-        end = self._places.end_at(cursor)
-        if (
-            end is not None
-            and self._sole is not None
-            and (found := self._lately(self._sole, end.topic, end.number)) is not None
-        ):
+        if self._sole is not None:
+            end = self._places.end_at(cursor)
+            found = None if end is None else self._lately(self._sole, end.topic, end.number)
+        else:
+            found = self.known(cursor)
+        if found is not None:
             return found
         position = self._places.position(cursor, self.subscription.topics)
         return None if position is None else self._found(cursor, position, now)
@@ -218,19 +231,22 @@ class Crowd:
         return outcome
 
     def _brought(self, sole: Selection, moves: Moves, number: int, end: End) -> Outcome | None:
-        runs: dict[int, list[Record]] = {}
+        runs: dict[int, Sequence[Record]] = {}
         for move in moves.since(number, sole.key):
             if found := move.of(sole.key):
-                runs.setdefault(move.partition, []).extend(found)
+                before = runs.get(move.partition)
+                runs[move.partition] = found if before is None else [*before, *found]
         if not runs:
             return end.nothing
-        subscription = self.subscription
-        records = [record for run in runs.values() for record in run]
-        size = sum([len(record.value) for record in records if record.value is not None])
-        if len(records) > subscription.limit or size > subscription.max_bytes:
-            return None
+        subscription, alone = self.subscription, len(runs) == 1
+        records = next(iter(runs.values())) if alone else [record for run in runs.values() for record in run]
+        # One record is told however large it is.
+        if len(records) > 1:
+            size = sum([len(record.value) for record in records if record.value is not None])
+            if len(records) > subscription.limit or size > subscription.max_bytes:
+                return None
         pieces: list[bytes] = []
-        for partition, run in runs.items() if len(runs) == 1 else _by_time(runs):
+        for partition, run in runs.items() if alone else _by_time(runs):
             if subscription.view == "full":
                 pieces += wire.messages(run, partition, sole.channel, sole.format, sole.headers, first=not pieces)
             else:
@@ -296,7 +312,7 @@ class Crowd:
             yield name, value
 
 
-def _by_time(runs: Mapping[int, list[Record]]) -> Iterator[tuple[int, list[Record]]]:
+def _by_time(runs: Mapping[int, Sequence[Record]]) -> Iterator[tuple[int, list[Record]]]:
     """Order the records of several partitions as every answer does: of those that come next in each, the oldest first."""
     queues = [[(partition, record) for record in run] for partition, run in runs.items()]
     for partition, record in merge(*queues, key=lambda item: (item[1].timestamp_ms or 0, item[0])):

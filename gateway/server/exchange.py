@@ -16,6 +16,7 @@ class Exchange:
     request_id: str
     address: str
     began: float
+    peer: str = ""
     principal: Principal | None = None
     outcome: str = ""
     code: str | None = None

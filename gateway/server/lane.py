@@ -20,10 +20,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aiohttp import web
-
 from gateway.server.arming import HEAD_END, MAX_HEAD, Armed, Cut
 from gateway.server.crowd import Cohort
+from gateway.server.departure import Departure
 
 _METHOD = b"GET "
 # What no head of a poll has, however it goes on: the framework refuses it at once, and does not wait for the rest.
@@ -49,16 +48,20 @@ class Keeper(Protocol):
         """Forget a lane that was replayed or whose connection is lost."""
 
 
-class Handover(web.StreamResponse):
-    """The answer of a handler that gives its connection away; on its way out it gets the fields that the lane will send.
+class Handover(Departure):
+    """The answer of a handler that gives its connection to a lane; on its way out it gets the fields that the lane will send.
 
-    `take` is called with it in place of sending it; nothing may be awaited between the handler's decision and that.
+    `take` is called with it and the connection.
     """
 
     def __init__(self, parts: Cut, headers: dict[str, str], take: Callable[[Handover, Any], None]) -> None:
         super().__init__(headers=headers)
         self.parts = parts
-        self.take = take
+        self._take = take
+
+    def take(self, connection: Any) -> None:
+        """Have the lane take it."""
+        self._take(self, connection)
 
 
 class Lane(asyncio.Protocol):

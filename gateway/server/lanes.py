@@ -33,9 +33,9 @@ from gateway.limits import UNLIMITED, Slots, TokenBuckets
 from gateway.metrics import Metrics, Reading
 from gateway.server.accesslog import AccessLog
 from gateway.server.accounts import Accounts
-from gateway.server.address import bucket_key
+from gateway.server.address import bucket_key, peer_address
 from gateway.server.admission import LEAST_HOLD
-from gateway.server.arming import Armed, Arming, Cut
+from gateway.server.arming import HEAD_END, Armed, Arming, Cut
 from gateway.server.crowd import Cohort, Crowd, Kept, Shape
 from gateway.server.lane import Handover, Lane
 from gateway.server.outcome import Dates, Outcome
@@ -172,10 +172,7 @@ class Lanes:
         crowd = self._crowd(Shape(facts.subscription, facts.wait, fields))
         armed = self._armed(given, facts, crowd, now)
         transport = connection.leave()
-        lane = Lane(self, transport, armed)
-        self._lanes[lane] = None
-        transport.set_write_buffer_limits(0)
-        transport.set_protocol(lane)
+        lane = self._begin(transport, armed)
         outcome = crowd.look(given.parts.cursor, now)
         if outcome is None or not self._has_slot(armed):
             raise AssertionError("the handler has just looked, and nothing can have changed since")
@@ -209,6 +206,27 @@ class Lanes:
             armed.expire(principal.expires_at - self._offset, LEAST_HOLD)
         self._arming.add(given.parts, armed)
         return armed
+
+    def welcome(self, transport: asyncio.Transport, head: bytes, make: Callable[[], asyncio.Protocol]) -> bool:
+        """Make a lane of a new connection, if what it sent is a head that is armed; tell whether it is.
+
+        `make` makes aiohttp's protocols of new connections.
+        """
+        if head.find(HEAD_END) != len(head) - len(HEAD_END):
+            return False
+        found = self._arming.find(peer_address(transport.get_extra_info("peername")), head)
+        if found is None:
+            return False
+        self._make_connection = make
+        self.poll(self._begin(transport, found[0]), *found, head)
+        return True
+
+    def _begin(self, transport: asyncio.Transport, armed: Armed) -> Lane:
+        lane = Lane(self, transport, armed)
+        self._lanes[lane] = None
+        transport.set_write_buffer_limits(0)
+        transport.set_protocol(lane)
+        return lane
 
     # --- what lanes call ---
 
@@ -250,7 +268,7 @@ class Lanes:
         crowd = armed.crowd
         cohort = crowd.cohort
         if cohort is None or cohort.tip != cursor or not cohort.parked or now > armed.near:
-            outcome = crowd.known(cursor) or crowd.look(cursor, now)
+            outcome = crowd.look(cursor, now)
             if outcome is None:
                 lane.replay(head)
                 return
@@ -320,10 +338,13 @@ class Lanes:
         self._join(lane, cohort, now)
 
     def _open(self, crowd: Crowd, position: Position, *, at_tail: bool) -> Cohort:
-        cohort = Cohort(crowd, self._woken)
+        cohort = crowd.cohort
+        if cohort is None or not at_tail or not cohort.idle:
+            before, cohort = cohort, Cohort(crowd, self._woken)
+            if at_tail and (before is None or not before.parked):
+                crowd.cohort = cohort
+        cohort.tip = b""
         self._hub.park(cohort, position, at_tail=at_tail, deadline=None)
-        if at_tail and (crowd.cohort is None or not crowd.cohort.parked):
-            crowd.cohort = cohort
         return cohort
 
     def _join(self, lane: Lane, cohort: Cohort, now: float) -> None:
@@ -339,8 +360,10 @@ class Lanes:
             self._early.setdefault(int(armed.expires / TICK) + 1, []).append((lane, cohort))
 
     def _set_alarm(self, cohort: Cohort, at: float) -> None:
-        cohort.alarm = max(int(at / TICK) + 1, self._tick + 1)
-        self._alarms.setdefault(cohort.alarm, []).append(cohort)
+        tick = max(int(at / TICK) + 1, self._tick + 1)
+        if not cohort.alarm or tick < cohort.alarm:
+            cohort.alarm = tick
+            self._alarms.setdefault(tick, []).append(cohort)
 
     def _part(self, lane: Lane, cohort: Cohort) -> None:
         """Take a lane that ends out of its cohort."""
@@ -418,7 +441,7 @@ class Lanes:
                 break
         else:
             until = 0.0
-            cohort.members = []  # an alarm may know the cohort for a while
+            cohort.empty()
         self._slots.held -= len(done)
         now = self._clock()
         self._accounts.answered(done, outcome, delivery.why, now)
@@ -489,10 +512,13 @@ class Lanes:
         now = self._clock()
         tick = int(now / TICK)
         for at in [at for at in self._early if at <= tick]:
-            self._end_all([lane for lane, cohort in self._early.pop(at) if lane.cohort is cohort], EXPIRED)
+            # A lane may have come back to its cohort since, with another token.
+            due = [lane for lane, cohort in self._early.pop(at) if lane.cohort is cohort and lane.armed.expires <= now]
+            self._end_all(due, EXPIRED)
         for at in [at for at in self._alarms if at <= tick]:
             for cohort in self._alarms.pop(at):
-                self._expire(cohort, now)
+                if cohort.alarm == at:
+                    self._expire(cohort, now)
         self._tick = tick
         self._accounts.catch_up()
         self._sweep_some(now)

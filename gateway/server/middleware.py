@@ -17,8 +17,8 @@ from gateway.limits import refusal_fields
 from gateway.metrics import Metrics
 from gateway.server.accesslog import REQUEST_ID, AccessLog
 from gateway.server.address import TrustedProxies, client_address, peer_address
+from gateway.server.departure import Departure
 from gateway.server.exchange import EXCHANGE, Exchange
-from gateway.server.lane import Handover
 from gateway.server.protocol import SERVER, InternalError, from_http, problem_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -29,10 +29,16 @@ CLOSED_BY_CLIENT = "closed_by_client"
 
 _AUTH = (errors.TokenMissing, errors.TokenInvalid, errors.TokenExpired, errors.TokenRevoked, errors.Forbidden)
 
-ALLOWED_HEADERS = "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer"
+ALLOWED_HEADERS = "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-API-Key"
 EXPOSED_HEADERS = "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff"
 ALLOWED_METHODS = "GET, HEAD, POST"
 PREFLIGHT_MAX_AGE = "7200"
+
+
+def request_id_of(request: web.BaseRequest) -> str:
+    """Return the id that a request came with, if it is a good one, or a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class Exchanges:
@@ -59,8 +65,7 @@ class Exchanges:
         return exchanges
 
     async def _exchange(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("X-Request-Id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(request)
         peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
         forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
         exchange = Exchange(request_id, client_address(peer, forwarded, self._trusted), time.monotonic())
@@ -73,7 +78,7 @@ class Exchanges:
             raise
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
-        if isinstance(response, Handover):
+        if isinstance(response, Departure):
             return response  # what becomes of it is the lane's to note
         if self._closing():
             response.force_close()
@@ -103,6 +108,18 @@ class Exchanges:
                 issuer=None if principal is None else principal.issuer,
                 subject=None if principal is None else principal.subject,
             )
+
+
+def count_refusal(metrics: Metrics, error: errors.GatewayError) -> None:
+    """Count an error that is a limit's, or the want of identity or of a right."""
+    if isinstance(error, errors.RateLimited):
+        metrics.limit_refusals.add(error.policy, error.code)
+    elif isinstance(error, errors.TooManyPolls):
+        metrics.limit_refusals.add("parked", error.code)
+    elif isinstance(error, errors.Overloaded):
+        metrics.limit_refusals.add(error.bound, error.code)
+    elif isinstance(error, _AUTH):
+        metrics.auth_refusals.add(error.code)
 
 
 class Problems:
@@ -142,20 +159,10 @@ class Problems:
 
     def _problem(self, error: errors.GatewayError, exchange: Exchange) -> web.Response:
         exchange.code = error.code
-        self._count(error)
+        count_refusal(self._metrics, error)
         response = problem_response(error, exchange.request_id)
         response.headers.update(refusal_fields(error))
         return response
-
-    def _count(self, error: errors.GatewayError) -> None:
-        if isinstance(error, errors.RateLimited):
-            self._metrics.limit_refusals.add(error.policy, error.code)
-        elif isinstance(error, errors.TooManyPolls):
-            self._metrics.limit_refusals.add("parked", error.code)
-        elif isinstance(error, errors.Overloaded):
-            self._metrics.limit_refusals.add(error.bound, error.code)
-        elif isinstance(error, _AUTH):
-            self._metrics.auth_refusals.add(error.code)
 
 
 class Cors:

@@ -87,9 +87,12 @@ def describe(seen: Iterable[Visible], *, prefix: str, version: str) -> Document:
         "openapi": "3.1.0",
         "info": {"title": "longpoll gateway", "version": version},
         "paths": paths,
-        "security": [{"bearer": []}],
+        "security": [{"bearer": []}, {"api_key": []}],
         "components": {
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
             "schemas": dict(_SCHEMAS),
         },
     }

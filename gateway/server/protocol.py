@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -19,18 +18,10 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
 from gateway.server.arming import HEAD_END, MAX_HEAD
-from gateway.server.lane import Handover
+from gateway.server.departure import Departure
 
 _log = logging.getLogger(__name__)
 SERVER = "longpoll-gateway"
-
-# While a poll is parked nothing is in flight that could fail: probes after 30 s without a segment, every 10 s, find out. A
-# client that takes nothing of its answer for 60 s counts as gone too. aiohttp itself switches SO_KEEPALIVE on.
-_PEER_OPTIONS = {
-    getattr(socket, name): value
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_USER_TIMEOUT", 60_000))
-    if hasattr(socket, name)  # the names are Linux's
-}
 
 
 class InternalError(errors.GatewayError):
@@ -72,6 +63,20 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
     return errors.RequestMalformed()
 
 
+class Relayed(web.StreamResponse):
+    """An answer that has been sent already, past aiohttp; shared by all that end alike."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # aiohttp's signature
+        """Do nothing."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing."""
+
+
 class Connection(RequestHandler):
     """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
 
@@ -80,7 +85,8 @@ class Connection(RequestHandler):
     def __init__(
         self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # Bodies for backends go on as they come; who wants one unpacked does that.
+        super().__init__(*args, auto_decompress=False, **kwargs)
         self._on_refused = on_refused
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
@@ -89,14 +95,6 @@ class Connection(RequestHandler):
         # one's; and the number of bytes.
         self._head: bytes | None = b""
         self._received = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, and have the system notice a peer that is gone without a word."""
-        super().connection_made(transport)
-        connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            for option, value in _PEER_OPTIONS.items():
-                connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; begin to count the time of a head that is not complete."""
@@ -144,6 +142,11 @@ class Connection(RequestHandler):
         self.transport = None  # or aiohttp would close it
         self.connection_lost(None)
         return transport
+
+    def message_tail(self) -> bytes:
+        """Return what came in behind a request to switch protocols, which the parser leaves alone."""
+        tail, self._message_tail = self._message_tail, b""
+        return tail
 
     def maker(self) -> Callable[[], RequestHandler]:
         """Return what makes connections of the same server."""
@@ -222,8 +225,8 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; aiohttp's own error pages, raised outside the middleware (Expect), become problem documents."""
-        if isinstance(resp, Handover):
-            resp.take(resp, self)
+        if isinstance(resp, Departure):
+            resp.take(self)
             return resp, False
         self._answered(request)
         if isinstance(resp, web.HTTPException):
@@ -267,10 +270,16 @@ class Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """aiohttp's application runner with our server, which gets the further arguments."""
+    """aiohttp's application runner with our server, which gets the further arguments.
 
-    def __init__(self, app: web.Application, *, shutdown_timeout: float, **kwargs: Any) -> None:
+    `door` makes the handler of all requests from the application's.
+    """
+
+    def __init__(
+        self, app: web.Application, *, shutdown_timeout: float, door: Callable[[Any], Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=shutdown_timeout)
+        self._door = door
         self._server_args = kwargs
 
     async def _make_server(self) -> web.Server:
@@ -279,8 +288,9 @@ class Runner(web.AppRunner):
         self._app.on_startup.freeze()
         await self._app.startup()
         self._app.freeze()
+        inside = self._app._handle  # noqa: SLF001
         return Server(
-            self._app._handle,  # noqa: SLF001
+            inside if self._door is None else self._door(inside),
             request_factory=self._app._make_request,  # noqa: SLF001
             loop=loop,
             access_log=None,

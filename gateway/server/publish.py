@@ -31,6 +31,7 @@ from gateway.records import Headers
 from gateway.server.admission import Admission
 from gateway.server.exchange import EXCHANGE
 from gateway.server.idempotency import Memory
+from gateway.server.unpacking import unpacked
 
 NDJSON = "application/x-ndjson"
 STAMP = "gateway-principal"
@@ -250,7 +251,7 @@ async def _body(request: web.Request, given: dict[str, str], target: Target, *, 
         raise LengthRequired
     if request.headers.get(hdrs.CONTENT_ENCODING, "").lower() not in ENCODINGS:
         raise MediaType("bodies in gzip, deflate, or as they are")
-    body = await request.read()
+    body = unpacked(await request.read(), request.headers.get(hdrs.CONTENT_ENCODING, ""), limit=request._client_max_size)  # noqa: SLF001
     if tombstone == "true":
         if body:
             raise BodyInvalid("A tombstone has no body.")

@@ -13,13 +13,16 @@ import pytest
 from aiohttp import web
 from auth.identities import NOW, Clock, IdentityProvider, Pauses, claims_for, until
 
+from gateway.auth import apikeys
+from gateway.auth.apikeys import ApiKey, hashed
 from gateway.auth.authenticator import Authenticator, SourceStatus
 from gateway.auth.jwks import Inline, KeyFile, KeyUrl, Source
+from gateway.auth.keyfile import write_entries
 from gateway.auth.keys import ALGORITHMS
 from gateway.auth.mint import DevIssuer, generate, mint
 from gateway.auth.principal import KeyRef
 from gateway.auth.tokens import Issuer
-from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, UpstreamFailed
+from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, TokenRevoked, UpstreamFailed
 
 ONE = generate("corp", kid="one")
 TWO = generate("corp", kid="two")
@@ -450,3 +453,105 @@ async def test_production_defaults_work(provider: IdentityProvider) -> None:
         assert (await auth.authenticate(header(ONE), NOW)).subject == "alice"
     finally:
         await auth.stop()
+
+
+# --- API keys ---
+
+CI, CD = apikeys.make("ci", b"1" * 32), apikeys.make("cd", b"2" * 32)
+
+
+def listed(*texts: str, **members: object) -> bytes:
+    """Return a file with these keys in it."""
+    return write_entries({text.split("_")[1]: {"hash": hashed(text), "subject": "robot", **members} for text in texts})
+
+
+@asynccontextmanager
+async def with_keys(path: Path) -> AsyncIterator[Bench]:
+    bench = Bench([ONE.source])
+    bench.auth = Authenticator(
+        {ONE.issuer: [ONE.source]}, api_key_file=path, clock=bench.clock, pause=bench.pauses, jitter=lambda: 0.0
+    )
+    bench.auth.on_withdrawn(bench.gone.append)
+    await bench.auth.start()
+    try:
+        yield bench
+    finally:
+        await bench.auth.stop()
+
+
+async def test_an_api_key_is_a_bearer_token_beside_tokens(tmp_path: Path) -> None:
+    """In any spelling of the scheme, with no turn of the loop; tokens go on as ever."""
+    (tmp_path / "keys.yaml").write_bytes(listed(CI))
+    async with with_keys(tmp_path / "keys.yaml") as bench:
+        assert finishes_without_yielding(bench.auth, f"Bearer {CI}")
+        for scheme in ("Bearer", "bearer ", "BEARER"):
+            assert (await bench.auth.authenticate(f"{scheme} {CI}", NOW)).id == ("apikeys", "robot")
+        assert await bench.subject(ONE) == "alice"
+        assert bench.auth.takes_api_keys
+        assert bench.auth.status() == [SourceStatus("apikeys", str(tmp_path / "keys.yaml"), 1, None)]
+        with pytest.raises(TokenInvalid):
+            await bench.auth.authenticate(f"Bearer {CI[:-1]}_", NOW)
+
+
+async def test_keys_of_the_configuration_need_no_file() -> None:
+    auth = Authenticator({}, api_keys=[ApiKey("ci", hashed(CI), "robot")])
+    assert (await auth.authenticate(f"Bearer {CI}", NOW)).subject == "robot"
+    assert auth.takes_api_keys
+    with pytest.raises(TokenInvalid):
+        await auth.authenticate(f"Bearer {CD}", NOW)
+    none = Authenticator({})
+    assert not none.takes_api_keys
+    with pytest.raises(TokenInvalid):
+        await none.authenticate(f"Bearer {CI}", NOW)
+
+
+async def test_an_api_key_that_goes_is_withdrawn(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_bytes(listed(CI, CD))
+    async with with_keys(path) as bench:
+        key = (await bench.auth.authenticate(f"Bearer {CI}", NOW)).key
+        generation = bench.auth.generation
+        path.write_bytes(listed(CD))
+        bench.pauses.pass_time(5)
+        await until(lambda: bench.gone)
+        assert bench.gone == [key]
+        assert bench.auth.generation > generation
+        with pytest.raises(TokenInvalid):
+            await bench.auth.authenticate(f"Bearer {CI}", NOW)
+        path.write_bytes(listed(CD, revoked="2026-01-01"))
+        bench.pauses.pass_time(5)
+        await until(lambda: len(bench.gone) == 2)
+        with pytest.raises(TokenRevoked):
+            await bench.auth.authenticate(f"Bearer {CD}", NOW)
+
+
+async def test_a_new_api_key_is_looked_for_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_bytes(b"")
+    async with with_keys(path) as bench:
+        path.write_bytes(listed(CI))
+        bench.clock.now += 1  # the cooldown, but not the interval
+        assert (await bench.auth.authenticate(f"Bearer {CI}", NOW)).subject == "robot"
+
+
+async def test_a_broken_file_of_api_keys_leaves_the_old_ones(tmp_path: Path) -> None:
+    """A typo in one entry costs this one only."""
+    path = tmp_path / "keys.yaml"
+    path.write_bytes(listed(CI, CD))
+    async with with_keys(path) as bench:
+        path.write_bytes(b"ci: {")
+        bench.pauses.pass_time(5)
+        await until(bench.error)
+        assert (await bench.auth.authenticate(f"Bearer {CI}", NOW)).subject == "robot"
+        assert not bench.gone
+        path.write_bytes(listed(CI) + b"cd: {hash: x}\n")
+        bench.pauses.pass_time(5)
+        await until(lambda: bench.gone)
+        assert [key.kid for key in bench.gone] == ["cd"]
+
+
+async def test_a_broken_file_of_api_keys_is_told_of_at_start(tmp_path: Path) -> None:
+    for content in (b"- a", b"x" * 2_000_000):
+        (tmp_path / "keys.yaml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"keys\.yaml: "):
+            await Authenticator({}, api_key_file=tmp_path / "keys.yaml").start()

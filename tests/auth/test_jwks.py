@@ -53,17 +53,17 @@ def test_credentials_in_a_url_and_inline_secrets_are_not_shown() -> None:
 async def test_a_file_is_read_within_its_bound(tmp_path: Path) -> None:
     spec = KeyFile(tmp_path / "keys", "jwks")
     spec.path.write_bytes(b"x" * MAX_BYTES)
-    assert len((await read(spec)).data) == MAX_BYTES
+    assert len((await read(spec.path)).data) == MAX_BYTES
     spec.path.write_bytes(b"x" * (MAX_BYTES + 1))
     with pytest.raises(Unusable, match=r"keys: longer than 262144 bytes"):
-        await read(spec)
+        await read(spec.path)
 
 
 async def test_a_file_that_is_not_there_is_unusable(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="No such file"):
-        await read(KeyFile(tmp_path / "none", "pem"))
+        await read(tmp_path / "none")
     with pytest.raises(Unusable, match="directory"):
-        await read(KeyFile(tmp_path, "pem"))
+        await read(tmp_path)
 
 
 async def test_a_good_answer_is_found(provider: IdentityProvider, session: aiohttp.ClientSession) -> None:

@@ -7,9 +7,10 @@ from types import MappingProxyType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from gateway.auth.principal import Principal
-from gateway.auth.templates import Claim, Parameter, Template, Text, parse_template
+from gateway.auth.templates import Claim, Header, Parameter, Template, Text, parse_template
 from gateway.errors import Forbidden
 
 
@@ -77,6 +78,27 @@ def test_expansion_joins_text_claims_and_parameters() -> None:
 def test_a_claim_that_is_no_string_opens_nothing(value: object) -> None:
     with pytest.raises(Forbidden):
         parse_template("{claims.x}").expand(principal(x=value), {})
+
+
+def test_header_fields_are_filled_in_where_they_are_allowed() -> None:
+    """Names are found as the mapping finds them."""
+    template = parse_template("{headers.X-Tenant}/{claims.sub}", headers=True)
+    assert list(template.parts) == [Header("X-Tenant"), Text("/"), Claim("sub")]
+    assert template.parameters == frozenset()
+    assert template.expand(principal(), {}, CIMultiDict({"x-tenant": "acme"})) == "acme/alice"
+    for headers in ({}, {"X-Tenant": ""}, {"X-Tenant": "a/b"}):
+        with pytest.raises(Forbidden):
+            template.expand(principal(), {}, headers)
+    with pytest.raises(Forbidden):
+        template.expand(principal(), {})
+
+
+def test_what_a_caller_makes_up_decides_nothing() -> None:
+    """Where header fields are not asked for, one in a template is a mistake."""
+    with pytest.raises(ValueError, match=r"expected text with \{parameter\}, \{claims.name\}"):
+        parse_template("{headers.X-Tenant}")
+    with pytest.raises(ValueError, match=r"\{headers.Name\}"):
+        parse_template("{headers.a b}", headers=True)
 
 
 def test_what_is_absent_opens_nothing() -> None:

@@ -91,6 +91,62 @@ def certificate(folder: Path) -> None:
     leaf.cert_chain_pems[0].write_to_path(folder / "cert.pem")
 
 
+class TestApiKeys:
+    GOOD = '{hash: "sha256:' + "0" * 64 + '", subject: x}'
+
+    def given(self, text: str, base: Path | None = None, more: str = "") -> list[str]:
+        return problems(KAFKA + f"api_keys: {{{text}}}\n{more}", base)
+
+    def test_good_ones(self, tmp_path):
+        (tmp_path / "keys.yaml").write_text(f"cd: {self.GOOD}")
+        assert self.given(f"file: keys.yaml, keys: {{ci: {self.GOOD}}}", tmp_path) == []
+        assert self.given("file: keys.yaml") == []
+
+    def test_entries_are_tried(self):
+        assert self.given(f"keys: {{ci: {self.GOOD[:-1]}, expires: soon}}}}") == [
+            "api_keys.keys.ci: expected a date such as 2027-01-31, or a time such as 2027-01-31T12:00:00Z, got something else"
+        ]
+        [problem] = self.given("keys: {ci: {hash: secret, subject: x}}")
+        assert problem.startswith("api_keys.keys.ci.hash: expected text that matches")
+        [problem] = self.given(f"keys: {{C_I: {self.GOOD}}}")
+        assert problem.startswith("api_keys.keys.C_I: expected as name text that matches")
+
+    def test_the_file_is_tried(self, tmp_path):
+        """Each entry by itself, and against those that the configuration has."""
+        (tmp_path / "keys.yaml").write_text(f"ci: {self.GOOD}\ncd: {{}}")
+        assert sorted(self.given(f"file: keys.yaml, keys: {{ci: {self.GOOD}}}", tmp_path)) == [
+            "api_keys.file: cd: expected hash as text, got something else",
+            "api_keys.file: expected other ids than in api_keys.keys, got ci",
+        ]
+        (tmp_path / "keys.yaml").write_text("- a")
+        assert self.given("file: keys.yaml", tmp_path) == [
+            "api_keys.file: expected a mapping of ids to entries, got something else"
+        ]
+        assert self.given("file: none.yaml", tmp_path) == ["api_keys.file: expected a file that can be read, got 'none.yaml'"]
+
+    def test_their_alias_is_no_issuers(self):
+        assert problems(KAFKA + "auth: {issuers: {apikeys: {issuer: x, audience: a, jwks_url: 'https://x/'}}}") == [
+            "auth.issuers.apikeys: expected another alias than apikeys, which API keys have"
+        ]
+
+    def test_they_count_as_an_issuer(self):
+        """Rules may name them, and beside others have to say whose claims they mean."""
+        rule = "channels: {a: {topic: t, allow: {issuers: [apikeys]}}}"
+        keys = f"keys: {{ci: {self.GOOD}}}"
+        assert self.given(keys, more=rule) == []
+        assert self.given("", more=rule)[0].startswith("channels.a.allow.issuers: expected issuers out of none")
+        one = ISSUERS[: ISSUERS.index("    two:")] + 'channels: {a: {topic: t, key: "{claims.sub}"}}'
+        assert self.given("", more=one) == []
+        assert self.given(keys, more=one) == [
+            "channels.a.allow: expected the issuers whose claims are meant (several are configured), got none"
+        ]
+
+    def test_who_has_keys_needs_no_issuers(self):
+        """Somebody can come in."""
+        text = KAFKA + f"api_keys: {{keys: {{ci: {self.GOOD}}}}}\nchannels: {{a: {{topic: t}}}}"
+        assert read(text, {}).api_keys.given
+
+
 class TestKafka:
     @pytest.mark.parametrize(
         "given",

@@ -169,6 +169,8 @@ class TestSchema:
             ("kafka: {bootstrap_servers: [a:1]}\nlog: {level: loud}", False),
             ("kafka: {bootstrap_servers: [a:1]}\nchannels: {a: {topic: t, allow: {any: [{scope: x}, {all: [{authenticated: true}]}]}}}", True),
             ("kafka: {bootstrap_servers: [a:1]}\nchannels: {a: {topic: t, allow: {any: [{scop: x}]}}}", False),
+            ("kafka: {bootstrap_servers: [a:1]}\nupstreams: {a: {targets: ['a:1', {dns: 'b:1'}]}}\nroutes: {a: {prefix: /, upstream: a, methods: GET}}", True),
+            ("kafka: {bootstrap_servers: [a:1]}\nupstreams: {a: {targets: ['a:1', {dsn: 'b:1'}]}}", False),
             ("{}", False),
         ],
     )  # fmt: skip
@@ -184,10 +186,12 @@ def plausible() -> st.SearchStrategy[object]:
     names = [
         *Config.model_fields, "bootstrap_servers", "security", "port", "admin", "issuers", "keys", "issuer", "algorithm", "secret", "a", "a/{b}", "topic", "key",
         "allow", "publish", "any", "all", "scope", "claim", "contains", "tls", "certfile", "keyfile", "cafile", "protocol", "password",
+        "targets", "address", "dns", "hash_on", "health", "breaker", "path", "prefix", "hosts", "methods", "upstream", "split", "on", "to", "weight",
+        "request_headers", "set", "remove", "claims", "hold", "cache", "limits", "deprecated", "sunset", "openapi", "successor",
     ]  # fmt: skip
     leaves = (
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-        | st.sampled_from(["a:1", "${X}", "x", "{b}", "{claims.sub}", "SASL_SSL", "HS256", "64KiB", "https://x/", "murmur2", "/v1"])
+        | st.sampled_from(["a:1", "${X}", "x", "{b}", "{claims.sub}", "SASL_SSL", "HS256", "64KiB", "https://x/", "murmur2", "/v1", "2027-01-01"])
     )  # fmt: skip
     return st.recursive(
         leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner, max_size=6)

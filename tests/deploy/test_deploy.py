@@ -21,7 +21,9 @@ from jsonschema import Draft202012Validator
 
 from gateway.config.document import parse
 from gateway.config.loading import inspect, json_schema
+from gateway.config.routes import CacheSection, HoldSection, RouteSection, Timeouts
 from gateway.config.sections import ChannelSection, Config
+from gateway.config.upstreams import Health, UpstreamSection
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -86,7 +88,7 @@ class TestGatewayYaml:
             for key, value in section.get("properties", {}).items():
                 text = value.get("description") or json_schema()["$defs"][value["$ref"].rsplit("/", 1)[1]]["description"]
                 explained = re.search(
-                    rf"\b{key}: .*{re.escape(text)}" if name == "RuleSection" else f"{re.escape(text)} {key}:", flat
+                    rf"\b{key}: .*{re.escape(text)}" if name == "RuleSection" else rf"{re.escape(text)} \"?{key}\"?:", flat
                 )
                 if not explained and not self._only_in_rules(name, key):
                     missing.append(f"{name}.{key}: {text}")
@@ -100,13 +102,39 @@ class TestGatewayYaml:
         given = parse(self.TEXT, ENV).values
         least = Config.model_validate({"kafka": {"bootstrap_servers": ["kafka:9092"]}}).model_dump(mode="json")
         whole = Config.model_validate(given).model_dump(mode="json")
-        for name in ("channels", "auth"):
+        for name in ("channels", "auth", "upstreams", "routes"):
             del least[name], whole[name]
         assert whole == least
         shown = Config.model_validate(given).channels["chat/{room}"]
         plain = ChannelSection(topic="chat")
         own = {name for name in ChannelSection.model_fields if getattr(shown, name) != getattr(plain, name)}
         assert own == {"key", "allow", "publish", "headers", "partitioner", "cors", "description"}
+
+    def test_upstreams_and_routes_show_their_defaults(self):
+        """Also what is shown as a comment, once it is none."""
+        config = Config.model_validate(parse(self._with_comments_opened(), ENV).values)
+        plain = UpstreamSection(targets=["a:1"]).model_dump() | {"health": Health(path="/healthz").model_dump()}
+        shown = config.upstreams["shop"].model_dump()
+        assert {name for name in shown if shown[name] != plain[name]} == {"targets", "tls", "balance", "hash_on"}
+        route = config.routes["orders"]
+        assert route.timeouts == Timeouts()
+        assert route.hold == HoldSection()
+        assert route.cache == CacheSection()
+        assert (route.public, route.compress, route.authorization) == (False, False, "strip")
+        assert set(RouteSection.model_fields) == set(route.model_fields_set) | {"prefix", "upstream"}
+
+    def _with_comments_opened(self) -> str:
+        """Open the blocks that stand as comments under a null."""
+        lines = self.TEXT.splitlines()
+        for name in ("tls", "health", "hold"):
+            at = next(i for i, line in enumerate(lines) if line.startswith("    ") and line.strip() == f"# {name}:")
+            while lines[at].startswith("    # "):
+                lines[at] = "    " + lines[at][6:]
+                at += 1
+                if not lines[at].startswith("    #   "):
+                    break
+        text = "\n".join(lines)
+        return text.replace("    tls: null\n", "").replace("    health: null\n", "").replace("    hold: null\n", "")
 
 
 class TestDockerfile:

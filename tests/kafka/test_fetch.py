@@ -6,6 +6,7 @@ from io import BytesIO
 import pytest
 from aiokafka.errors import IncompatibleBrokerVersion
 from aiokafka.protocol import fetch as structs
+from aiokafka.protocol.api import RequestHeader_v1
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka.batches import CODECS, CONTROL, LOG_APPEND, TRANSACTIONAL, batch, legacy, marker, part, seal
@@ -45,7 +46,7 @@ def test_requests_are_what_kafka_defines(version):
     wanted = structs.FetchRequest(500, 1, 1000, 1, [("a", [(0, 5, 100), (2, 7, 100)]), ("b", [(1, 6, 100)])])
     assert read_back == wanted.prepare({1: (version, version)})
     header = struct_.build_request_header(correlation_id=3, client_id="c")
-    assert (header.api_key, header.api_version, header.correlation_id) == (1, version, 3)
+    assert RequestHeader_v1.SCHEMA.decode(BytesIO(header.encode())) == (1, version, 3, "c")
 
 
 @pytest.mark.parametrize("version", range(4, 12))

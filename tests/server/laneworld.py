@@ -309,7 +309,7 @@ class World:
         handover = self.lanes.offer(parts, facts, fields)
         client.facts = facts
         if handover is not None:
-            handover.take(handover, Connection(client.transport))
+            handover.take(Connection(client.transport))
         else:
             assert or_none, "the tails cannot tell"
         return client

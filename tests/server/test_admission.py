@@ -11,6 +11,7 @@ from livegateway import ISSUER, SECRET, Live, live, token
 from rawhttp import receive
 from waiting import eventually
 
+from gateway.auth.apikeys import ApiKey, hashed, make
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.jwks import Inline
 from gateway.auth.mint import mint
@@ -34,6 +35,7 @@ class Counting:
         issuer = Issuer("test", ISSUER, ("gateway",), frozenset({"HS256"}), 0.0)
         self.real = Authenticator({issuer: [Inline("secret", SECRET.encode(), "HS256")]})
         self.asked = 0
+        self.takes_api_keys = True
         self.generation = 1
 
     async def authenticate(self, authorization, now):
@@ -52,8 +54,9 @@ def admission(authenticator, **given) -> Admission:
     return Admission(authenticator, **(whole | given))
 
 
-def request(*authorization: str, address: str = "192.0.2.1"):
-    made = make_mocked_request("GET", "/v1/subscribe", headers=[("Authorization", value) for value in authorization])
+def request(*authorization: str, address: str = "192.0.2.1", keys: tuple[str, ...] = ()):
+    fields = [("Authorization", value) for value in authorization] + [("x-api-key", value) for value in keys]
+    made = make_mocked_request("GET", "/v1/subscribe", headers=fields)
     made[EXCHANGE] = Exchange("id", address, 0.0)
     return made
 
@@ -114,6 +117,44 @@ async def test_two_authorization_fields_are_no_identity():
     good = f"Bearer {token()}"
     assert await refusal(admission(authenticator), good, good) is TokenInvalid
     assert authenticator.asked == 0
+
+
+KEY = make("ci", b"k" * 32)
+
+
+async def test_an_api_key_has_a_header_of_its_own():
+    """It counts as a bearer token does; another scheme beside it may be meant for a backend."""
+    authenticator = Counting()
+    authenticator.real = Authenticator({}, api_keys=[ApiKey("ci", hashed(KEY), "robot")])
+    admitting = admission(authenticator)
+    for given in (request(keys=(KEY,)), request(f"Bearer {KEY}"), request("Basic YTpi", keys=(KEY,))):
+        assert (await admitting.identify(given)).id == ("apikeys", "robot")
+
+
+@pytest.mark.parametrize(
+    ("authorization", "keys"),
+    [
+        ((), ("",)),
+        ((), (token(),)),
+        ((), (KEY, KEY)),
+        ((f"Bearer {KEY}",), (KEY,)),
+        (("bearer x",), (KEY,)),
+        (("Basic x", "Basic x"), (KEY,)),
+    ],
+)
+async def test_one_credential_is_enough(authorization: tuple[str, ...], keys: tuple[str, ...]):
+    """Of two, nobody knows which one somebody in front looked at; and a token is no API key."""
+    authenticator = Counting()
+    with pytest.raises(TokenInvalid):
+        await admission(authenticator).identify(request(*authorization, keys=keys))
+    assert authenticator.asked == 0
+
+
+async def test_without_api_keys_the_header_is_somebody_elses():
+    """Clients that send one to a backend of theirs are not disturbed."""
+    authenticator = Counting()
+    authenticator.takes_api_keys = False
+    assert (await admission(authenticator).identify(request(f"Bearer {token()}", keys=("x",)))).subject == "ann"
 
 
 async def test_the_address_is_asked_before_the_token():

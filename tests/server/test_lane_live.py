@@ -21,6 +21,7 @@ from waiting import eventually
 
 from gateway.auth.mint import mint
 from gateway.server.lane import Lane
+from gateway.server.protocol import Connection as FrameworkConnection
 from gateway.server.proxyprotocol import SIGNATURE
 
 
@@ -691,3 +692,39 @@ async def test_a_storm_of_clients_that_leave(gateway: Live, laned: bool):
     assert metrics["gateway_open_connections{http}"] == 1, "the operator's"
     ends = ("messages", "closed_by_client", "empty")
     assert sum(metrics.get(f"gateway_answers_total{{{end},poll}}", 0) for end in ends) == 1 + 200 + 50 + 25
+
+
+# --- coming back ---
+
+
+async def test_a_new_connection_with_an_armed_head_is_a_lane_at_once(gateway: Live, laned: bool, monkeypatch):
+    """After a storm of reconnects the framework sees none of those who were here before; the system looks after them too."""
+    async with clients(gateway, 2, "news") as two:
+        polls = holding(*two)
+        await gateway.parked(2)
+        for client in two:
+            client.drop()
+        await asyncio.gather(*polls, return_exceptions=True)
+        await gateway.parked(0)
+        seen: list[bytes] = []
+        receive = FrameworkConnection.data_received
+        monkeypatch.setattr(FrameworkConnection, "data_received", lambda self, data: seen.append(data) or receive(self, data))
+        polls = holding(*two)
+        await gateway.parked(2)
+        assert len(seen) == (0 if laned else 2)
+        for lane in lanes(gateway):
+            peer = lane.transport.get_extra_info("socket")
+            assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        gateway.broker.append("news", 0, [b"7"])
+        assert [[m["value"] for m in (await poll).messages] for poll in polls] == [[7]] * 2
+
+
+async def test_a_new_connection_with_more_than_an_armed_head_is_the_frameworks(gateway: Live):
+    """Two heads at once are answered in turn."""
+    async with clients(gateway, 1, "news") as [client]:
+        assert (await client.poll(wait=0.1)).status == 204
+        client.drop()
+        target = client.target(wait=0.1)
+        await client.send(target)
+        await client.send(target)
+        assert [(await client.receive()).status for _ in range(2)] == [204, 204]

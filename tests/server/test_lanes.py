@@ -547,6 +547,49 @@ async def test_a_member_of_a_cohort_that_ends_early_twice(world: World):
     held(world)
 
 
+async def test_who_is_alone_on_a_channel_sleeps_in_the_same_cohort_again(world: World):
+    """And for as long as anybody: the alarm of the time before does not end the poll."""
+    client = world.client(key=b"k", wait=3)
+    cohort = client.lane.cohort
+    await world.after(2)
+    world.say("a", b"k")
+    await world.turn()
+    client.poll()
+    assert client.lane.cohort is cohort
+    await world.after(2)
+    assert client.outcomes == [200]
+    await world.after(1.2)
+    assert client.outcomes == [200, 204]
+    client.poll()
+    world.say("a", b"k")
+    await world.turn()
+    assert client.outcomes == [200, 204, 200]
+
+
+async def test_a_cohort_that_is_parked_again_does_not_know_its_old_place(world: World):
+    """Who comes with the cursor of the time before is told what came since."""
+    client, other = world.client(key=b"k"), world.client(key=b"k", subject="bob")
+    before = client.request()
+    world.say("a", b"k")
+    await world.turn()
+    other.poll()
+    client.send(before)
+    assert client.outcomes == [200, 200]
+    assert other.parked
+
+
+async def test_a_lane_that_comes_back_with_another_token_does_not_end_with_the_first(world: World):
+    """Its connection may be a proxy's, on which others' polls come as well."""
+    client, other = world.client(expires=5.0), world.client(subject="bob")
+    cohort = client.lane.cohort
+    world.say()
+    await world.turn()
+    client.send(other.request())
+    assert client.lane.cohort is cohort
+    await world.after(6)
+    assert client.outcomes == [200]
+
+
 async def test_a_poll_that_its_token_would_end_within_a_second_is_replayed(world: World):
     """It is refused as expired: it could only come back refused. A short poll is good until the end."""
     client, short = world.client(expires=5.0), world.client(expires=5.0, wait=0)
@@ -699,7 +742,8 @@ async def test_run_ticks_until_it_is_cancelled(world: World, monkeypatch: pytest
     """Once a tick."""
     monkeypatch.setattr(lanes_module, "TICK", 0.001)
     client = world.client(wait=1)
-    world.lanes._alarms = {0: [client.lane.cohort]}
+    client.lane.cohort.alarm = 1
+    world.lanes._alarms = {1: [client.lane.cohort]}
     running = asyncio.ensure_future(world.lanes.run())
     world.clock.now += 2
     async with asyncio.timeout(10):

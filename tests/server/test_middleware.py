@@ -196,7 +196,7 @@ async def test_a_preflight_is_answered_without_a_token():
         assert reply.headers["Access-Control-Allow-Origin"] == PAGE
         assert reply.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST"
         assert reply.headers["Access-Control-Allow-Headers"] == (
-            "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer"
+            "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-API-Key"
         )
         assert reply.headers["Access-Control-Max-Age"] == "7200"
         assert reply.headers["Vary"] == "Origin"

@@ -1,0 +1,469 @@
+"""One exchange with an upstream: which target, how often, and whose fault it was.
+
+Theory of operation. `Forwarder.ask` ends with an `Exchange`: the head of an answer that will be the client's, and its body on
+the way. Until then all may be tried again, under the rules of `retry`; from then on nothing is, and the exchange's end says
+what it tells about the target. What a client does (leaving, sending nonsense, sending slowly) never counts against one.
+
+A kept connection that is closed by its target as we write to it is a race that nobody can win: the request goes out once
+more, on a new connection to the same target, if it may be repeated, and nothing is held against anybody (RFC 9112 §9.3.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aiohttp.http_parser import RawResponseMessage
+from multidict import CIMultiDict
+
+from gateway import errors
+from gateway.auth.templates import Template
+from gateway.proxy.body import Body
+from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
+from gateway.proxy.events import Event
+from gateway.proxy.pool import Pool
+from gateway.proxy.retry import Attempted, Budget, backoff, may_retry
+from gateway.proxy.target import Target
+from gateway.proxy.turnstile import Turnstile
+from gateway.proxy.upstream import Upstream
+from gateway.proxy.verdict import Verdict
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+CONTINUE_SECONDS = 1.0
+"""Time that a target gets to say 100 Continue before the body is sent all the same (RFC 9110 §10.1.1)."""
+
+_CONTINUE = 100
+_DRAIN_STEP = 0.1
+# What tells that a target is not well; 501 and 505 tell of the request.
+_FAILURES = frozenset({500, 502, 503, 504})
+
+
+class Observer(Protocol):
+    """Who counts what happens to upstreams."""
+
+    def attempted(self, upstream: str, outcome: str, seconds: float | None) -> None:
+        """Note the end of an attempt: `ok`, `status`, `connect`, `timeout`, `broken` or `client`.
+
+        `seconds`: to the first byte, of a working exchange that came so far.
+        """
+        ...
+
+    def retried(self, upstream: str) -> None:
+        """Note that a request goes out once more."""
+        ...
+
+    def changed(self, upstream: str, event: Event) -> None:
+        """Note what became of a target."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often and when a request is repeated; seconds and numbers as in `retry`."""
+
+    attempts: int = 3
+    statuses: frozenset[int] = frozenset({502, 503, 504})
+    backoff: float = 0.025
+    max_backoff: float = 0.25
+
+
+NEVER = Retries(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a route allows an exchange, in seconds. `held`: it is a long poll, held on purpose."""
+
+    connect: float = 2.0
+    first_byte: float = 30.0
+    idle: float = 30.0
+    total: float = 120.0
+    held: bool = False
+    retries: bool = True
+
+
+@dataclass(slots=True)
+class Backend:
+    """An upstream with what it takes to talk to it."""
+
+    upstream: Upstream
+    pool: Pool
+    turnstile: Turnstile
+    retries: Retries
+    budget: Budget
+    key: Template | None = None
+    """What its `hash` balancing goes by."""
+
+    @property
+    def name(self) -> str:
+        """The upstream's name."""
+        return self.upstream.name
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A request as a target shall get it. `target` is in origin form; `body` None: there is none."""
+
+    method: str
+    target: str
+    headers: CIMultiDict[str]
+    body: Body | None = None
+    expects: bool = False
+    """The client waits for 100 Continue."""
+    on_informational: Callable[[RawResponseMessage], None] | None = None
+    """Called with each 1xx answer but 101."""
+    on_continue: Callable[[], None] | None = None
+    """Called when the body is wanted, if the client waits for that."""
+
+    def head(self) -> bytes:
+        """Return the head; ValueError if a field cannot be one."""
+        lines = [f"{self.method} {self.target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        text = "\r\n".join(lines)
+        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
+            raise ValueError("a header field with a line break")
+        return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """An answer that has begun; `close` comes last, whatever happens."""
+
+    backend: Backend
+    target: Target
+    connection: Connection
+    answer: Answer
+    terms: Terms
+    held: bool
+    observer: Observer
+    clock: Callable[[], float]
+    pump: asyncio.Task[None] | None = None
+    attempts: int = 1
+    period: int = 0
+    latency: float | None = None
+    received: int = 0
+    _verdict: Verdict | None = field(default=None, init=False)
+    _outcome: str = field(default="client", init=False)
+    _closed: bool = field(default=False, init=False)
+    switched: bool = field(default=False, init=False)
+    """Its connection was given away; `close` is called when that ends."""
+
+    @property
+    def message(self) -> RawResponseMessage:
+        """The head."""
+        return self.answer.message
+
+    def whole(self) -> bytes | None:
+        """Return the body if all of it has come in and none was read."""
+        body = self.answer.body
+        if not body.is_eof() or body.exception() is not None:
+            return None
+        data = body.read_nowait()
+        self.received += len(data)
+        return data
+
+    async def read(self) -> bytes:
+        """Return the next of the body, empty at the end; TargetFailed if it breaks off."""
+        try:
+            data = await self.answer.body.readany()
+        except TargetFailed as failure:
+            self._verdict, self._outcome = Verdict.FAILURE, _outcome(failure)
+            raise
+        self.received += len(data)
+        return data
+
+    def trailers(self) -> CIMultiDict[str] | None:
+        """Return the fields behind the body, once that has been read; None without any."""
+        return self.connection.trailers()
+
+    def hold(self) -> None:
+        """Count it as held from now on, without any bound of time: a stream of events, or another protocol; Overloaded."""
+        self.connection.bound(0.0)
+        if not self.held:
+            self.backend.turnstile.hold()
+            self.backend.upstream.hold(self.target)
+            self.held = True
+
+    def detach(self) -> asyncio.Transport:
+        """Give the connection away, after 101; the exchange goes on until `close`."""
+        transport = self.connection.leave()
+        self.switched = True
+        return transport
+
+    def close(self) -> None:
+        """Say what the exchange tells about its target, and free its place."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.pump is not None and not self.pump.done():
+            self.pump.cancel()
+            self.connection.reusable = False
+        verdict, outcome = self._verdict, self._outcome
+        if verdict is None:
+            verdict = Verdict.NEUTRAL
+            if not self.connection.busy:
+                verdict = _verdict_of(self.message.code)
+                outcome = "ok" if verdict is Verdict.OK else "status"
+        backend = self.backend
+        backend.pool.give_back(self.connection)
+        backend.turnstile.leave(held=self.held)
+        self.observer.attempted(backend.name, outcome, self.latency)
+        for event in backend.upstream.end(
+            self.target,
+            held=self.held,
+            verdict=verdict,
+            now=self.clock(),
+            latency=self.latency,
+            period=self.period,
+        ):
+            self.observer.changed(backend.name, event)
+
+
+class Forwarder:
+    """Sends requests to upstreams. `rand` gives numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        self._observer = observer
+        self._clock = clock
+        self._rand = rand
+        self._loop = asyncio.get_running_loop()
+        # Answers that held requests wait for.
+        self._held: dict[asyncio.Future[Answer], None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Forwarder, {len(self._held)} held>"
+
+    async def drain(self, window: float) -> None:
+        """End the held requests with Draining, spread evenly over `window` seconds; each client may come back elsewhere."""
+        until = self._clock() + window
+        while waiting := [answered for answered in self._held if not answered.done()]:
+            left = until - self._clock()
+            steps = max(1, int(left / _DRAIN_STEP))
+            for answered in waiting[: -(-len(waiting) // steps)]:
+                answered.set_exception(errors.Draining())
+            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
+
+    async def ask(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None) -> Exchange:
+        """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by.
+
+        Raises Overloaded, CircuitOpen, UpstreamFailed, UpstreamTimeout, and for what the client did BodyTooLarge,
+        RequestMalformed, RequestTimedOut.
+        """
+        held = terms.held
+        await backend.turnstile.enter(held=held)
+        try:
+            return await self._attempts(backend, terms, request, key)
+        except BaseException:
+            backend.turnstile.leave(held=held)
+            raise
+
+    async def _attempts(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None) -> Exchange:
+        upstream, retries = backend.upstream, backend.retries if terms.retries else NEVER
+        until = self._clock() + terms.total
+        tried: list[Target] = []
+        failure: TargetFailed | None = None
+        attempts = 0
+        backend.budget.note_request(self._clock())
+        while True:
+            now = self._clock()
+            target = upstream.choose(now, key=key, tried=tried, rand=self._rand)
+            if target is None:
+                raise _given_up(failure) if failure is not None else errors.CircuitOpen(upstream.retry_after(now))
+            attempts += 1
+            period = upstream.begin(target, held=terms.held, now=now)
+            try:
+                exchange = await self._attempt(backend, target, terms, request, until)
+            except TargetFailed as failed:
+                self._ended(backend, target, terms, period, Verdict.FAILURE, _outcome(failed))
+                if not self._again(_attempted(failed), backend, retries, request, attempts, until):
+                    raise _given_up(failed) from failed
+                failure = failed
+            except BaseException:
+                self._ended(backend, target, terms, period, Verdict.NEUTRAL, "client")
+                raise
+            else:
+                exchange.attempts, exchange.period = attempts, period
+                if self._is_last(exchange, backend, retries, request, until):
+                    exchange.latency = None if terms.held else self._clock() - now
+                    return exchange
+                self._reject(exchange)
+            tried.append(target)
+            self._observer.retried(backend.name)
+            await asyncio.sleep(backoff(attempts, retries.backoff, retries.max_backoff, self._rand))
+
+    def _is_last(self, exchange: Exchange, backend: Backend, retries: Retries, request: Outgoing, until: float) -> bool:
+        return exchange.message.code not in retries.statuses or not self._again(
+            Attempted.STATUS, backend, retries, request, exchange.attempts, until
+        )
+
+    def _again(
+        self,
+        attempted: Attempted,
+        backend: Backend,
+        retries: Retries,
+        request: Outgoing,
+        attempts: int,
+        until: float,
+    ) -> bool:
+        now = self._clock()
+        return (
+            now < until
+            and may_retry(
+                attempted,
+                request.method,
+                has_idempotency_key=IDEMPOTENCY_KEY in request.headers,
+                body_replayable=request.body is None or request.body.repeatable,
+                attempts_done=attempts,
+                limit=retries.attempts,
+            )
+            and backend.budget.take(now)
+        )
+
+    def _ended(self, backend: Backend, target: Target, terms: Terms, period: int, verdict: Verdict, outcome: str) -> None:
+        self._observer.attempted(backend.name, outcome, None)
+        for event in backend.upstream.end(target, held=terms.held, verdict=verdict, now=self._clock(), period=period):
+            self._observer.changed(backend.name, event)
+
+    def _reject(self, exchange: Exchange) -> None:
+        """Drop an answer whose status has the request repeated."""
+        backend, verdict = exchange.backend, _verdict_of(exchange.message.code)
+        self._ended(backend, exchange.target, exchange.terms, exchange.period, verdict, "status")
+        exchange.whole()
+        if exchange.pump is not None:
+            exchange.pump.cancel()
+            exchange.connection.reusable = False
+        backend.pool.give_back(exchange.connection)
+
+    async def _attempt(self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float) -> Exchange:
+        pool = backend.pool
+        connection = pool.take(target.address)
+        if connection is not None:
+            try:
+                return await self._send(backend, target, connection, terms, request, until)
+            except TargetFailed as failure:
+                stale = not failure.began and not isinstance(failure, TargetTimedOut)
+                if not stale or not _repeatable(request):
+                    raise
+        connection = await pool.connect(target.address, min(terms.connect, max(until - self._clock(), 0.001)))
+        return await self._send(backend, target, connection, terms, request, until)
+
+    async def _send(
+        self,
+        backend: Backend,
+        target: Target,
+        connection: Connection,
+        terms: Terms,
+        request: Outgoing,
+        until: float,
+    ) -> Exchange:
+        body = request.body
+        whole = None if body is None or request.expects else body.whole()
+        due = min(self._clock() + terms.first_byte, until)
+        invited = asyncio.Event() if request.expects else None
+        pump: asyncio.Task[None] | None = None
+        answered = connection.begin(bodiless=request.method == "HEAD", due=due, informational=_informed(request, invited))
+        try:
+            connection.write(request.head() if whole is None else request.head() + whole)
+            if body is not None and whole is None:
+                pump = self._loop.create_task(self._pump(request, body, connection, invited, due, until))
+                pump.add_done_callback(_looked_at)
+                await asyncio.wait((answered, pump), return_when=asyncio.FIRST_COMPLETED)
+                if not answered.done():
+                    await pump  # raises what was wrong with it
+                    connection.bound(min(self._clock() + terms.first_byte, until))
+            if terms.held:
+                self._held[answered] = None
+            answer = await answered
+        except BaseException:
+            connection.abort()
+            if answered.done() and not answered.cancelled():
+                answered.exception()
+            if pump is not None:
+                pump.cancel()
+            raise
+        finally:
+            self._held.pop(answered, None)
+        held = terms.held
+        connection.bound(until, terms.idle)
+        return Exchange(backend, target, connection, answer, terms, held, self._observer, self._clock, pump)
+
+    async def _pump(
+        self,
+        request: Outgoing,
+        body: Body,
+        connection: Connection,
+        invited: asyncio.Event | None,
+        due: float,
+        until: float,
+    ) -> None:
+        """Send a body, once it is wanted; the target's time to answer begins when it has all of it."""
+        if invited is not None:
+            try:
+                async with asyncio.timeout(min(CONTINUE_SECONDS, max(due - self._clock(), 0.0))):
+                    await invited.wait()
+            except TimeoutError:
+                pass  # some never say so
+            if request.on_continue is not None:
+                request.on_continue()
+        connection.bound(until)
+        await body.pump(connection)
+
+
+def _informed(request: Outgoing, invited: asyncio.Event | None) -> Callable[[RawResponseMessage], None] | None:
+    if invited is None:
+        return request.on_informational
+
+    def informed(message: RawResponseMessage) -> None:
+        if message.code == _CONTINUE:
+            invited.set()
+        elif request.on_informational is not None:
+            request.on_informational(message)
+
+    return informed
+
+
+def _looked_at(pump: asyncio.Task[None]) -> None:
+    """Take notice of a failure that matters no more, the answer having come before the body's end."""
+    if not pump.cancelled():
+        pump.exception()
+
+
+def _repeatable(request: Outgoing) -> bool:
+    return may_retry(
+        Attempted.SENT,
+        request.method,
+        has_idempotency_key=IDEMPOTENCY_KEY in request.headers,
+        body_replayable=request.body is None or request.body.repeatable,
+        attempts_done=1,
+        limit=2,
+    )
+
+
+def _attempted(failure: TargetFailed) -> Attempted:
+    return Attempted.SENT if failure.sent else Attempted.NOT_CONNECTED
+
+
+def _outcome(failure: TargetFailed) -> str:
+    if isinstance(failure, TargetTimedOut):
+        return "timeout"
+    return "broken" if failure.sent else "connect"
+
+
+def _given_up(failure: TargetFailed) -> errors.GatewayError:
+    if isinstance(failure, TargetTimedOut):
+        return errors.UpstreamTimeout("The backend did not answer in time.")
+    return errors.UpstreamFailed("The backend did not answer properly.")
+
+
+def _verdict_of(status: int) -> Verdict:
+    return Verdict.FAILURE if status in _FAILURES else Verdict.OK

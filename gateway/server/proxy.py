@@ -1,0 +1,672 @@
+"""Requests for backends: everything that one passes between the client and an upstream.
+
+In order: route, preflight, sunset, address limit, identity, rule, limits; then the head is rewritten and sent, and the answer
+comes back as it comes. Nothing of aiohttp's application is on the way: with it a proxied request would cost twice as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from aiohttp import hdrs, web
+from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
+from multidict import CIMultiDict
+
+from gateway import errors
+from gateway.auth.policy import Rule
+from gateway.auth.principal import Principal
+from gateway.auth.templates import Template
+from gateway.limits import Holder, Slots, TokenBuckets, refusal_fields
+from gateway.proxy.body import Body
+from gateway.proxy.cache import Cache
+from gateway.proxy.caching import CacheRequest, Fetched
+from gateway.proxy.compression import Compressor, coding_for, mark, pays
+from gateway.proxy.connection import TargetFailed
+from gateway.proxy.forward import Backend, Exchange, Forwarder, Outgoing, Terms
+from gateway.proxy.forwarding import Hop
+from gateway.proxy.headers import STRIPPED, ends_here, forwarded_head, returned_head
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.rewriting import HeaderEdits, PathRewrite, Values
+from gateway.proxy.routes import Found, Routes, WrongMethod
+from gateway.proxy.split import Split
+from gateway.proxy.tunnel import Tunnel
+from gateway.server.accesslog import REQUEST_ID, AccessLog
+from gateway.server.address import TrustedProxies, bucket_key, client_address, peer_address
+from gateway.server.admission import Admission
+from gateway.server.departure import Departure
+from gateway.server.exchange import EXCHANGE
+from gateway.server.exchange import Exchange as Facts
+from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE, request_id_of
+from gateway.server.protocol import InternalError, problem_response
+from gateway.server.proxymetrics import ProxyMetrics
+from gateway.server.relay import Relay
+
+_log = logging.getLogger(__name__)
+TRANSPORT = "proxy"
+EVENT_STREAM = "text/event-stream"
+BROKEN = "upstream_broken"
+"""The outcome of an answer that broke off: its connection is cut."""
+
+_SWITCHING_PROTOCOLS = 101
+Handler = Callable[[Any], Awaitable[web.StreamResponse]]
+_NO_EDITS = HeaderEdits()
+_NO_LIFECYCLE = Lifecycle()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route with all that its requests pass.
+
+    `backends` by upstream name; with more than one, `split` chooses by `split_on`, None: the client's address. `origins` None:
+    cross-origin requests are the backend's business. `allow` does not matter where it is `public`.
+    """
+
+    name: str
+    backends: Mapping[str, Backend]
+    terms: Terms
+    allow: Rule
+    max_body: int
+    split: Split | None = None
+    split_on: Template | None = None
+    public: bool = False
+    rewrite: PathRewrite | None = None
+    host: str | None = None
+    request_edits: HeaderEdits = _NO_EDITS
+    response_edits: HeaderEdits = _NO_EDITS
+    claims: tuple[tuple[str, Template], ...] = ()
+    stripped: frozenset[bytes] = STRIPPED
+    bucket: TokenBuckets | None = None
+    slots: Slots | None = None
+    origins: frozenset[str] | None = None
+    lifecycle: Lifecycle = _NO_LIFECYCLE
+    compress: bool = False
+    cache: Cache | None = None
+
+    def backend(self, values: Values, address: str) -> Backend:
+        """Return the backend for a request."""
+        if self.split is None:
+            return next(iter(self.backends.values()))
+        key = address if self.split_on is None else values.text(self.split_on)
+        return self.backends[self.split.choose(key.encode("utf-8", "surrogateescape"))]
+
+
+@dataclass(slots=True)
+class Passage:
+    """One request on its way: what is known of it."""
+
+    request: web.BaseRequest
+    message: RawRequestMessage
+    route: Route
+    found: Found[Route]
+    facts: Facts
+    relay: Relay
+    hop: Hop
+    path: str
+    query: str
+    values: Values
+    origin: str | None = None
+    """The Access-Control-Allow-Origin to answer with, None: none."""
+    upstream: str | None = None
+    body: Body | None = None
+    held: bool = False
+
+
+class Proxy:
+    """Answers requests for backends. `own` are the gateway's own paths, which no route can take.
+
+    `closing` tells whether each answer ends its connection. `scheme`: of the public listener.
+    """
+
+    def __init__(
+        self,
+        *,
+        routes: Routes[Route],
+        own: frozenset[str],
+        forwarder: Forwarder,
+        admission: Admission,
+        trusted: TrustedProxies,
+        metrics: ProxyMetrics,
+        access_log: AccessLog | None,
+        closing: Callable[[], bool],
+        scheme: str = "http",
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._routes = routes
+        self._own = own
+        self._forwarder = forwarder
+        self._admission = admission
+        self._trusted = trusted
+        self._metrics = metrics
+        self._access_log = access_log
+        self._closing = closing
+        self._scheme = scheme
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._tunnels: set[Tunnel] = set()
+
+    def __repr__(self) -> str:
+        return f"<Proxy {self._routes!r}, {len(self._tunnels)} tunnels>"
+
+    # --- the door ---
+
+    def door(self, application: Handler) -> Handler:
+        """Return the handler of all requests: those that no route takes go to the application's."""
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            target = request._message.path  # noqa: SLF001  # as sent; the public property is the same text from a URL object
+            path, _, query = target.partition("?")
+            if path in self._own:
+                return await application(request)
+            host, path = _authority(request, path)
+            found = self._find(request, host, path, query)
+            if found is None:
+                return await application(request)
+            return await self._answer(request, found, host, path, query)
+
+        return handle
+
+    def _find(self, request: web.BaseRequest, host: str, path: str, query: str) -> Found[Route] | WrongMethod | None:
+        return self._routes.find(host, request.method, path, query, request.headers)
+
+    async def _answer(
+        self, request: web.BaseRequest, found: Found[Route] | WrongMethod, host: str, path: str, query: str
+    ) -> web.StreamResponse:
+        facts = self._facts(request)
+        relay = Relay(request)
+        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            preflight = self._preflight(request, found, host, path, query)
+            if preflight is not None:
+                relay.send(204, "", preflight, b"")
+                self._done(request, None, facts, relay)
+                return relay.result
+        if isinstance(found, WrongMethod):
+            return self._refuse(request, None, facts, relay, errors.MethodNotAllowed(found.allowed), None)
+        passage = self._passage(request, found, facts, relay, host, path, query)
+        try:
+            return await self._pass(passage)
+        except (asyncio.CancelledError, ConnectionError):
+            facts.code = CLOSED_BY_CLIENT
+            self._done(request, passage, facts, relay, status=499)
+            raise
+        except errors.GatewayError as error:
+            return self._refuse(request, passage, facts, relay, error, passage.origin)
+        except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it
+            _log.exception("a proxied request failed")
+            return self._refuse(request, passage, facts, relay, InternalError(), passage.origin)
+
+    def _facts(self, request: web.BaseRequest) -> Facts:
+        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
+        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
+        facts = Facts(
+            request_id_of(request), client_address(peer, forwarded, self._trusted), self._clock(), transport=TRANSPORT
+        )
+        facts.peer = peer
+        request[EXCHANGE] = facts
+        REQUEST_ID.set(facts.request_id)
+        return facts
+
+    def _passage(
+        self,
+        request: web.BaseRequest,
+        found: Found[Route],
+        facts: Facts,
+        relay: Relay,
+        host: str,
+        path: str,
+        query: str,
+    ) -> Passage:
+        version = request.version
+        hop = Hop(facts.peer, facts.peer in self._trusted, self._scheme, host, f"{version.major}.{version.minor}")
+        values = Values(found.parameters, None, request.headers)
+        return Passage(request, request._message, found.route, found, facts, relay, hop, path, query, values)  # noqa: SLF001
+
+    # --- what it passes ---
+
+    async def _pass(self, passage: Passage) -> web.StreamResponse:
+        route, request = passage.route, passage.request
+        passage.origin = self._allowed_origin(request, route)
+        route.lifecycle.check(self._unix_clock())
+        principal = await self._identify(passage)
+        passage.values = Values(passage.found.parameters, principal, request.headers)
+        if ends_here(request.method, passage.message.raw_headers):
+            raise errors.MethodNotAllowed(())
+        holder = self._charge(passage, principal)
+        try:
+            return await self._forward(passage)
+        finally:
+            if holder is not None and route.slots is not None:
+                route.slots.release_of(holder)
+
+    async def _identify(self, passage: Passage) -> Principal | None:
+        if passage.route.public:
+            self._admission.charge_address(passage.facts.address)
+            return None
+        principal = await self._admission.identify(passage.request)
+        if not passage.route.allow.allows(principal, passage.found.parameters):
+            raise errors.Forbidden
+        return principal
+
+    def _charge(self, passage: Passage, principal: Principal | None) -> Holder | None:
+        """Take from the route's limits; return who holds a slot then."""
+        route = passage.route
+        who: Any = bucket_key(passage.facts.address) if principal is None else principal.id
+        if route.bucket is not None:
+            route.bucket.check(who, self._clock())
+        if route.slots is None:
+            return None
+        route.slots.acquire(who)
+        return route.slots.holder(who)
+
+    async def _forward(self, passage: Passage) -> web.StreamResponse:
+        route = passage.route
+        backend = route.backend(passage.values, passage.facts.address)
+        passage.upstream = backend.name
+        outgoing = self._outgoing(passage)
+        key = None if backend.key is None else passage.values.text(backend.key).encode("utf-8", "surrogateescape")
+        passage.held = route.terms.held
+        try:
+            if route.cache is not None and hdrs.UPGRADE not in outgoing.headers:
+                await self._from_cache(passage, route.cache, backend, outgoing, key)
+            else:
+                exchange = await self._forwarder.ask(backend, route.terms, outgoing, key)
+                try:
+                    if exchange.message.code == _SWITCHING_PROTOCOLS:
+                        return self._switch(passage, exchange)
+                    await self._return(passage, exchange)
+                finally:
+                    if not exchange.switched:
+                        exchange.close()
+        except TargetFailed:
+            # The client must not take what it has for the whole.
+            passage.relay.abort()
+            passage.facts.code = BROKEN
+        self._done(passage.request, passage, passage.facts, passage.relay)
+        return passage.relay.result
+
+    async def _return(self, passage: Passage, exchange: Exchange) -> None:
+        """Send a backend's answer."""
+        message = exchange.message
+        headers = returned_head(message.raw_headers, version=_version(message), trailers=message.chunked)
+        if message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
+            exchange.hold()
+            passage.held = True
+            await self._send(passage, message.code, message.reason, headers, None, exchange.read)
+        else:
+            await self._send(passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers)
+
+    async def _from_cache(
+        self, passage: Passage, cache: Cache, backend: Backend, outgoing: Outgoing, key: bytes | None
+    ) -> None:
+        """Send what is stored, or what the backend says, which may be stored then."""
+        route = passage.route
+
+        async def fetch(headers: CIMultiDict[str]) -> Fetched:
+            asked = replace(outgoing, headers=headers)
+            return await fetched(await self._forwarder.ask(backend, route.terms, asked, key))
+
+        asked = CacheRequest(
+            outgoing.method,
+            self._scheme,
+            passage.hop.host,
+            passage.message.path,
+            outgoing.headers,
+            authenticated=not route.public,
+            anonymous=route.public and not route.claims,
+            held=route.terms.held,
+        )
+        answer = await cache.fetch(asked, fetch)
+        self._metrics.cached(route.name, answer.result)
+        try:
+            whole = answer.body if isinstance(answer.body, bytes) else None
+            await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
+        finally:
+            await answer.close()
+
+    async def _send(
+        self,
+        passage: Passage,
+        status: int,
+        reason: str,
+        headers: CIMultiDict[str],
+        whole: bytes | None,
+        read: Callable[[], Awaitable[bytes]],
+        trailers: Callable[[], CIMultiDict[str] | None] = lambda: None,
+    ) -> None:
+        """Send an answer: all at once if its body is there, else as it comes."""
+        route, relay = passage.route, passage.relay
+        if self._closing():
+            relay.close()
+        coding = None
+        if route.compress and pays(status, headers, _size(headers, whole)):
+            coding = coding_for(passage.request.headers.get(hdrs.ACCEPT_ENCODING))
+            mark(headers, coding)
+        self._dress(passage, headers)
+        after = None if whole is None else trailers()
+        if whole is not None and after is None:
+            relay.send(status, reason, headers, whole if coding is None else Compressor(coding).end(whole))
+            return
+        relay.begin(status, reason, headers)
+        compressor = None if coding is None else Compressor(coding)
+        data = whole or b""
+        if whole is None:
+            data = await read()
+        while data:
+            await relay.write(data if compressor is None else compressor.feed(data))
+            data = b"" if whole is not None else await read()
+        if compressor is not None:
+            await relay.write(compressor.end())
+        relay.end(trailers())
+
+    def _dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
+        """Put in what the route has to say."""
+        route = passage.route
+        if route.lifecycle.fields:
+            headers.extend(route.lifecycle.fields)
+        route.response_edits.apply(headers, passage.values)
+        headers["X-Request-Id"] = passage.facts.request_id
+        self._mark(headers, passage.origin, route)
+
+    def _outgoing(self, passage: Passage) -> Outgoing:
+        route, request, message = passage.route, passage.request, passage.message
+        body = passage.body = self._body(passage)
+        headers = forwarded_head(
+            message.raw_headers,
+            passage.hop,
+            method=request.method,
+            random=os.urandom,
+            host=route.host,
+            stripped=route.stripped,
+            vouched=[(name, passage.values.text(template)) for name, template in route.claims],
+            upgrade=body is None and message.upgrade and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket",
+            trailers=False,
+        )
+        if body is not None:
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+            if body.length is None:
+                headers[hdrs.TRANSFER_ENCODING] = "chunked"
+            else:
+                headers[hdrs.CONTENT_LENGTH] = str(body.length)
+        headers["X-Request-Id"] = passage.facts.request_id
+        route.request_edits.apply(headers, passage.values)
+        path = passage.path if route.rewrite is None else route.rewrite.apply(passage.found)
+        expects = body is not None and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        if expects:
+            headers[hdrs.EXPECT] = "100-continue"
+        return Outgoing(
+            request.method,
+            f"{path}?{passage.query}" if "?" in message.path else path,
+            headers,
+            body,
+            expects=expects,
+            on_informational=lambda answer: passage.relay.informational(answer.code, answer.reason, _returned(answer)),
+            on_continue=lambda: passage.relay.informational(100, "Continue", CIMultiDict()),
+        )
+
+    def _body(self, passage: Passage) -> Body | None:
+        request, message = passage.request, passage.message
+        length = request.content_length
+        if not message.chunked and not length:
+            # RFC 9110 §8.6: a POST without a body says so.
+            return None
+        return Body(
+            request.content,
+            length=None if message.chunked else length,
+            limit=passage.route.max_body,
+            idle=passage.route.terms.idle,
+        )
+
+    # --- cross-origin requests (Fetch standard) ---
+
+    def _allowed_origin(self, request: web.BaseRequest, route: Route) -> str | None:
+        if not route.origins:
+            return None
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None or not ("*" in route.origins or origin in route.origins):
+            return None
+        return "*" if "*" in route.origins else origin
+
+    def _mark(self, headers: CIMultiDict[str], allowed: str | None, route: Route) -> None:
+        if not route.origins:
+            return
+        for name in [name for name in headers if name.lower().startswith("access-control-")]:
+            headers.popall(name, None)
+        if "*" not in route.origins:
+            headers.add(hdrs.VARY, "Origin")
+        if allowed is not None:
+            headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = allowed
+            headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = ", ".join(
+                sorted({name for name in headers if name.lower() not in _SAFELISTED})
+            )
+
+    def _preflight(
+        self, request: web.BaseRequest, found: Found[Route] | WrongMethod, host: str, path: str, query: str
+    ) -> CIMultiDict[str] | None:
+        """Return the head of the answer to a preflight; None where the backend is to answer it."""
+        method = request.headers[hdrs.ACCESS_CONTROL_REQUEST_METHOD]
+        meant = self._routes.find(host, method, path, query, _Meant(request.headers))
+        if not isinstance(meant, Found) or meant.route.origins is None:
+            return None if isinstance(found, Found) else CIMultiDict()
+        headers: CIMultiDict[str] = CIMultiDict()
+        allowed = self._allowed_origin(request, meant.route)
+        self._mark(headers, allowed, meant.route)
+        if allowed is not None:
+            headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = method
+            asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS)
+            if asked is not None:
+                headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = asked
+            headers[hdrs.ACCESS_CONTROL_MAX_AGE] = PREFLIGHT_MAX_AGE
+            headers.popall(hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, None)
+        return headers
+
+    # --- other protocols ---
+
+    def _switch(self, passage: Passage, exchange: Exchange) -> Departure:
+        """Join the client and the target, after 101."""
+        headers = returned_head(exchange.message.raw_headers, version=_version(exchange.message), upgrade=True)
+        passage.route.response_edits.apply(headers, passage.values)
+        rest = exchange.connection.rest()
+        target = exchange.detach()
+        exchange.hold()
+        passage.held = True
+        headers["X-Request-Id"] = passage.facts.request_id
+        passage.relay.switch(exchange.message.reason, headers)
+
+        def ended(tunnel: Tunnel) -> None:
+            self._tunnels.discard(tunnel)
+            exchange.received = tunnel.target.received
+            passage.relay.sent = tunnel.target.received
+            exchange.close()
+            self._done(passage.request, passage, passage.facts, passage.relay)
+
+        tunnel = Tunnel(ended)
+        self._tunnels.add(tunnel)
+        return _Switch(tunnel, target, rest)
+
+    # --- ends ---
+
+    def _refuse(
+        self,
+        request: web.BaseRequest,
+        passage: Passage | None,
+        facts: Facts,
+        relay: Relay,
+        error: errors.GatewayError,
+        origin: str | None,
+    ) -> web.StreamResponse:
+        facts.code = error.code
+        self._metrics.refused(error)
+        if relay.began:
+            relay.abort()
+            self._done(request, passage, facts, relay)
+            return relay.result
+        response = problem_response(error, facts.request_id)
+        response.headers.update(refusal_fields(error))
+        response.headers["X-Request-Id"] = facts.request_id
+        if passage is not None:
+            self._mark(response.headers, origin, passage.route)
+            response.headers.extend(passage.route.lifecycle.fields)
+        if self._closing() or not request.content.is_eof():
+            # Where the next request begins is not known, or only after a body that nobody wants.
+            relay.close()
+        body = response.body if isinstance(response.body, bytes) else b""
+        relay.send(response.status, response.reason or "", response.headers, body)
+        self._done(request, passage, facts, relay)
+        return relay.result
+
+    def _done(
+        self, request: web.BaseRequest, passage: Passage | None, facts: Facts, relay: Relay, *, status: int | None = None
+    ) -> None:
+        duration = self._clock() - facts.began
+        status = relay.status if status is None else status
+        route = "none" if passage is None else passage.route.name
+        self._metrics.done(
+            route,
+            status,
+            duration,
+            held=passage is not None and passage.held,
+            received=0 if passage is None or passage.body is None else passage.body.received,
+            sent=relay.sent,
+        )
+        if self._access_log is not None:
+            principal = facts.principal
+            self._access_log.write(
+                request_id=facts.request_id,
+                client=facts.address,
+                method=request.method,
+                target=request._message.path,  # noqa: SLF001
+                status=status,
+                sent=relay.sent,
+                duration=duration,
+                code=facts.code or "ok",
+                transport=TRANSPORT,
+                issuer=None if principal is None else principal.issuer,
+                subject=None if principal is None else principal.subject,
+                route=route,
+                upstream=None if passage is None else passage.upstream,
+            )
+
+    def close(self) -> None:
+        """Cut what has switched protocols: nobody else can end it."""
+        for tunnel in list(self._tunnels):
+            tunnel.abort()
+
+
+class _Switch(Departure):
+    """Takes a connection into a tunnel."""
+
+    def __init__(self, tunnel: Tunnel, target: asyncio.Transport, rest: bytes) -> None:
+        super().__init__()
+        self._tunnel = tunnel
+        self._target = target
+        self._rest = rest
+
+    def take(self, connection: Any) -> None:
+        """Join both ends."""
+        early = connection.message_tail()
+        client = connection.leave()
+        self._tunnel.join(client, self._target, up=early, down=self._rest)
+
+
+class _Wanted(str):
+    """The value of a field that a preflight names: whatever a route asks for."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = str.__hash__
+
+
+class _Meant(Mapping[str, str]):
+    """The fields of the request that a preflight is for: it tells their names, not their values."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+        names = headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "").split(",")
+        self._named = {name.strip().lower(): _Wanted(name) for name in names}
+
+    def __getitem__(self, name: str) -> str:
+        named = self._named.get(name.lower())
+        return self._headers[name] if named is None else named
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._headers, **self._named})
+
+    def __len__(self) -> int:
+        return len({**self._headers, **self._named})
+
+
+# Fetch standard, "CORS-safelisted response-header name", and those that are for the browser alone.
+_SAFELISTED = frozenset((
+    "cache-control", "connection", "content-language", "content-length", "content-type", "date", "expires", "keep-alive",
+    "last-modified", "pragma", "server", "set-cookie", "transfer-encoding", "vary", "via",
+))  # fmt: skip
+
+
+def _authority(request: web.BaseRequest, path: str) -> tuple[str, str]:
+    """Return the host and path that a request is for; a target in absolute form has both (RFC 9112 §3.2.2)."""
+    if path.startswith("/"):
+        return request.headers.get(hdrs.HOST, ""), path
+    scheme, _, rest = path.partition("://")
+    if scheme.lower() in ("http", "https"):
+        host, slash, rest = rest.partition("/")
+        return host, slash + rest or "/"
+    return request.headers.get(hdrs.HOST, ""), path
+
+
+async def fetched(exchange: Exchange) -> Fetched:
+    """Return a backend's answer as a cache takes it."""
+    message = exchange.message
+    headers = returned_head(message.raw_headers, version=_version(message))
+    whole = exchange.whole()
+    if whole is None:
+        return Fetched(message.code, headers, Pouring(exchange))
+    exchange.close()
+    return Fetched(message.code, headers, whole)
+
+
+class Pouring(AsyncIterator[bytes]):
+    """The body of an exchange, which ends with it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __anext__(self) -> bytes:
+        """Return the next of it; TargetFailed if it breaks off."""
+        data = await self._exchange.read()
+        if not data:
+            self._exchange.close()
+            raise StopAsyncIteration
+        return data
+
+    async def aclose(self) -> None:
+        """Give up the rest."""
+        self._exchange.close()
+
+
+async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
+    return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _size(headers: Mapping[str, str], whole: bytes | None) -> int | None:
+    if whole is not None:
+        return len(whole)
+    length = headers.get(hdrs.CONTENT_LENGTH, "")
+    return int(length) if length.isdigit() else None
+
+
+def _returned(message: RawResponseMessage) -> CIMultiDict[str]:
+    return returned_head(message.raw_headers, version=_version(message))
+
+
+def _version(message: RawResponseMessage) -> str:
+    return f"{message.version.major}.{message.version.minor}"
