@@ -73,6 +73,12 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
 
 def cost_of(records: Sequence[Record]) -> int:
+    """Return the cost of all these live records together."""
+    plain = [len(record.key or b"") + len(record.value or b"") for record in records if not record.headers]
+    return 2 * sum(plain) + OVERHEAD_BYTES * len(plain) + sum([record.cost for record in records if record.headers])
+
+
+def cost_of_history(records: Sequence[Record]) -> int:
     """Return the bytes charged for records of history: what was produced, and the objects."""
     cost = COLD_OVERHEAD_BYTES * len(records) + sum([len(record.value or b"") + len(record.key or b"") for record in records])
     for record in records:

@@ -27,7 +27,7 @@ from gateway.kafka.connect import Backoff, Pool, Unreachable
 from gateway.kafka.fetch import Corrupt, Decoder, Fetch, Pacer, Part, Position, decode
 from gateway.kafka.observer import Observer
 from gateway.kafka.requests import EARLIEST, LATEST, OFFSET_OUT_OF_RANGE, error_name
-from gateway.records import Block, Record, cost_of
+from gateway.records import Block, Record, cost_of_history
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class Archive:
         def take(more: list[Record], _: int) -> bool:
             nonlocal cost
             records.extend(more)
-            cost += cost_of(more)
+            cost += cost_of_history(more)
             return True
 
         decoder = await decode(part, start, take, Pacer(_SLICE))
@@ -335,7 +335,7 @@ class Archive:
         if shelf.dropped or block.end == block.start:
             return block
         if block is not whole:
-            cost = _BLOCK_OVERHEAD + cost_of(block.records)
+            cost = _BLOCK_OVERHEAD + cost_of_history(block.records)
         self._evict((shelf, block.start))
         shelf.put(block)
         self._costs[shelf, block.start] = cost

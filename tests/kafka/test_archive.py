@@ -12,7 +12,7 @@ from waiting import eventually
 from gateway.devbroker.schemas import Api
 from gateway.errors import BrokerUnavailable
 from gateway.kafka.archive import Shelf
-from gateway.records import Block, Record, cost_of
+from gateway.records import Block, Record, cost_of_history
 
 
 def fill(dev, count: int, *, size: int = 100, per_batch: int = 10, topic: str = "t") -> None:
@@ -218,7 +218,7 @@ async def test_a_block_ends_where_the_next_known_one_begins(filled):
     assert [record.offset for record in before] == list(range(3000))
     shelf = filled.log.archive._shelves["t", 0]
     assert 512 in {block.end for block in shelf.blocks.values()}
-    assert filled.log.archive.cost == sum(300 + cost_of(block.records) for block in shelf.blocks.values())
+    assert filled.log.archive.cost == sum(300 + cost_of_history(block.records) for block in shelf.blocks.values())
 
 
 async def test_bounds_that_cannot_be_had_at_once_are_asked_for_again(filled, dev):
