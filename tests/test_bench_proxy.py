@@ -138,7 +138,10 @@ def installed(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.skipif(absent, reason=f"{name} is not installed"))
 
 
-@pytest.mark.parametrize("name", ["aiohttp", installed("nginx"), installed("haproxy")])
+PEERS = installed("nginx"), installed("haproxy")
+
+
+@pytest.mark.parametrize("name", ["gateway", "gateway-jwt", "aiohttp", *PEERS])
 def test_requests_go_through_every_proxy(setting: Setting, name: str):
     """All are answered, at full speed and at a steady rate, and the proxy's CPU time is counted."""
     figures = proxy.measure(PROXIES[name], setting, clients=8, rate=200, seconds=0.5)
@@ -148,7 +151,7 @@ def test_requests_go_through_every_proxy(setting: Setting, name: str):
     assert figures["paced_p50_ms"] > 0
 
 
-@pytest.mark.parametrize("name", [installed("nginx"), installed("haproxy")])
+@pytest.mark.parametrize("name", ["gateway", *PEERS])
 def test_polls_are_held_behind_every_proxy(setting: Setting, name: str):
     """Each is held by one of the backends, evenly, and answered as often as it is asked."""
     figures = held.measure(PROXIES[name], setting, clients=30)
@@ -156,7 +159,7 @@ def test_polls_are_held_behind_every_proxy(setting: Setting, name: str):
     assert figures["answers"] == 30 * held.CYCLES
 
 
-@pytest.mark.parametrize("name", [installed("nginx"), installed("haproxy")])
+@pytest.mark.parametrize("name", ["gateway", *PEERS])
 def test_restarts_go_unnoticed(setting: Setting, name: str):
     """A proxy that tries another backend shows no error."""
     figures = restarts.measure(PROXIES[name], setting, clients=8, rate=100, pause=0.2)
@@ -164,7 +167,7 @@ def test_restarts_go_unnoticed(setting: Setting, name: str):
     assert figures["requests"] > 30
 
 
-@pytest.mark.parametrize("name", [installed("nginx"), installed("haproxy")])
+@pytest.mark.parametrize("name", ["gateway", *PEERS])
 def test_the_polls_of_a_backend_that_died_do_not_hang(setting: Setting, name: str, monkeypatch: pytest.MonkeyPatch):
     """They are held by the others soon, and the backend gets requests again when it is back."""
     monkeypatch.setattr(killed, "REST", 1.5)
@@ -174,11 +177,10 @@ def test_the_polls_of_a_backend_that_died_do_not_hang(setting: Setting, name: st
     assert figures["back_s"] is not None
 
 
-def test_a_slow_backend_is_left_out_and_comes_back(setting: Setting):
+@pytest.mark.parametrize("name", ["gateway", PEERS[0]])
+def test_a_slow_backend_is_left_out_and_comes_back(setting: Setting, name: str):
     """The shares of the requests tell when."""
-    if shutil.which("nginx", path="/usr/sbin:/usr/bin") is None:
-        pytest.skip("nginx is not installed")
-    figures = ejected.measure(PROXIES["nginx"], setting, clients=200, rate=150, seconds=2.5)
+    figures = ejected.measure(PROXIES[name], setting, clients=200, rate=150, seconds=2.5)
     assert figures["ejected_s"] is not None
     assert figures["slow_percent"] < 30
     assert figures["errors"] == 0

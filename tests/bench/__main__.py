@@ -22,6 +22,7 @@ OWN = "gateway,gateway-shared"
 EXIT_INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 PEERS = "aiohttp,nchan,pushpin"
 PROXY_PEERS = "haproxy,nginx"
+SLOW_SHARE = 4  # so much less is asked where a backend is slow: the proxy must not be what is slow then
 
 
 class NumberList(click.ParamType[Numbers]):
@@ -253,7 +254,8 @@ def failover(clients: int, rate: int, seconds: float, servers: Names, rounds: in
         clients, rate, seconds, slow_start, rounds = 300, 300, 3.0, 1.0, 1
     restarted = [{"clients": 64, "rate": rate, "pause": seconds / 2}]
     died = [{"clients": clients, "rate": rate, "slow_start": slow_start}]
-    slow = [{"clients": rate, "rate": rate, "seconds": seconds}]
+    # Each request that a slow backend has is a client's for seconds.
+    slow = [{"clients": rate, "rate": rate // SLOW_SHARE, "seconds": seconds}]
     series = [
         Series("restarts", "Restarts", servers, rounds, restarted, restarts.measure, restarts.COLUMNS, PROXIES),
         Series("killed", "Killed", servers, rounds, died, killed.measure, killed.COLUMNS, PROXIES),
