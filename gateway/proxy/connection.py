@@ -235,6 +235,10 @@ class Connection(BaseProtocol):
             self._failure = TargetFailed("the connection was closed", began=self.began)
         self._end(self._failure)
         self.reusable = False
+        # They refer to this connection, and to the request: a long poll's circle would outlive every young collection.
+        self._parser = self._informational = None
+        if body is not None and body.is_eof():
+            self._body = None
         super().connection_lost(exc)
         self._on_lost(self)
 
@@ -249,7 +253,7 @@ class Connection(BaseProtocol):
         if future is None:
             self.abort()  # a second answer to one request
             return
-        self._answer = None
+        self._answer = self._informational = None
         self._body = body
         if message.should_close:
             self.reusable = False

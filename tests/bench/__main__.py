@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-from bench import broadcast, catch_up, parked, short, steady, storm
+from bench import broadcast, catch_up, ejected, held, killed, parked, proxy, restarts, short, steady, storm
 from bench.broker import Kind
 from bench.catalog import SERVERS
 from bench.processes import Failed
+from bench.proxies import PROXIES
 from bench.results import FILE
 from bench.running import Series, run
 
@@ -20,6 +21,8 @@ PLOT = Path(__file__).parents[2] / "deploy" / "bench.svg"
 OWN = "gateway,gateway-shared"
 EXIT_INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 PEERS = "aiohttp,nchan,pushpin"
+PROXY_PEERS = "haproxy,nginx"
+SLOW_SHARE = 4  # so much less is asked where a backend is slow: the proxy must not be what is slow then
 
 
 class NumberList(click.ParamType[Numbers]):
@@ -39,11 +42,14 @@ class ServerList(click.ParamType[Names]):
 
     name = "NAME,NAME"
 
+    def __init__(self, catalog: Collection[str]) -> None:
+        self._catalog = catalog
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Names:
         names = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
-        unknown = [name for name in names if name not in SERVERS]
+        unknown = [name for name in names if name not in self._catalog]
         if unknown:
-            self.fail(f"{', '.join(unknown)}: expected some of {', '.join(SERVERS)}", param, ctx)
+            self.fail(f"{', '.join(unknown)}: expected some of {', '.join(self._catalog)}", param, ctx)
         return names
 
 
@@ -65,10 +71,22 @@ def seconds(default: float) -> Callable[..., Any]:
 
 def common(servers: str) -> Callable[..., Any]:
     """Return what every scenario knows: the servers, the rounds, the broker, and `--quick`."""
+    brokers = click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True)
+    return _options(servers, SERVERS, brokers)
+
+
+def proxying(servers: str) -> Callable[..., Any]:
+    """Return the same for scenarios of proxies, to which the broker does not matter."""
+    return _options(servers, PROXIES)
+
+
+def _options(servers: str, catalog: Collection[str], *others: Callable[..., Any]) -> Callable[..., Any]:
     options = [
-        click.option("--servers", type=ServerList(), default=servers, show_default=True, help="Servers to measure in turn."),
+        click.option(
+            "--servers", type=ServerList(catalog), default=servers, show_default=True, help="Servers to measure in turn."
+        ),
         number("--rounds", 3, "How often each is measured."),
-        click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True),
+        *others,
         click.option("--quick", is_flag=True, help="Small and once: to see that it runs."),
     ]
 
@@ -200,6 +218,52 @@ def steady_(clients: int, rates: Numbers, seconds: float, servers: Names, rounds
     run(broker, [Series("steady", "Steady", servers, rounds, grid, steady.measure, steady.COLUMNS)])
 
 
+@main.command("proxy")
+@number("--clients", 64, "Connections.")
+@number("--rate", 1_000, "Requests a second where the latency is measured.")
+@seconds(4.0)
+@proxying(f"gateway,gateway-jwt,aiohttp,{PROXY_PEERS}")
+def proxy_(clients: int, rate: int, seconds: float, servers: Names, rounds: int, quick: bool) -> None:
+    """GET through a proxy to a backend: requests a second, CPU for each, and what the proxy adds to the latency."""
+    if quick:
+        seconds, rounds = 1.0, 1
+    grid = [{"clients": clients, "rate": rate, "seconds": seconds}]
+    run("dev", [Series("proxy", "Proxy", servers, rounds, grid, proxy.measure, proxy.COLUMNS, PROXIES)])
+
+
+@main.command("held")
+@numbers("--clients", "3000,9000", "Long polls; a proxy opens two connections for each.")
+@proxying(f"gateway,{PROXY_PEERS}")
+def held_(clients: Numbers, servers: Names, rounds: int, quick: bool) -> None:
+    """Long polls through a proxy to three backends that hold them: memory for each, and how evenly they are dealt out."""
+    if quick:
+        clients, rounds = (300,), 1
+    grid = [{"clients": count} for count in clients]
+    run("dev", [Series("held", "Held", servers, rounds, grid, held.measure, held.COLUMNS, PROXIES)])
+
+
+@main.command()
+@number("--clients", 3_000, "Long polls that are held when a backend dies.")
+@number("--rate", 2_000, "Requests a second.")
+@seconds(6.0)
+@proxying(f"gateway,{PROXY_PEERS}")
+def failover(clients: int, rate: int, seconds: float, servers: Names, rounds: int, quick: bool) -> None:
+    """Three backends: restarted in turn, one killed with its polls and back again, one slow for a while."""
+    slow_start = 5.0
+    if quick:
+        clients, rate, seconds, slow_start, rounds = 300, 300, 3.0, 1.0, 1
+    restarted = [{"clients": 64, "rate": rate, "pause": seconds / 2}]
+    died = [{"clients": clients, "rate": rate, "slow_start": slow_start}]
+    # Each request that a slow backend has is a client's for seconds.
+    slow = [{"clients": rate, "rate": rate // SLOW_SHARE, "seconds": seconds}]
+    series = [
+        Series("restarts", "Restarts", servers, rounds, restarted, restarts.measure, restarts.COLUMNS, PROXIES),
+        Series("killed", "Killed", servers, rounds, died, killed.measure, killed.COLUMNS, PROXIES),
+        Series("ejected", "Ejected", servers, rounds, slow, ejected.measure, ejected.COLUMNS, PROXIES),
+    ]
+    run("dev", series)
+
+
 @main.command("all")
 @click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True)
 @click.option("--quick", is_flag=True, help="Small and once: to see that it runs.")
@@ -208,6 +272,8 @@ def all_(context: click.Context, broker: Literal["auto", "apache", "dev"], quick
     """Every scenario with its defaults, and the plot."""
     for command in (broadcast_, keyed, parked_, catchup, kafka, short_, storm_, steady_):
         context.invoke(command, broker=broker, quick=quick)
+    for command in (proxy_, held_, failover):
+        context.invoke(command, quick=quick)
     if not quick:
         context.invoke(parked_, clients=(60_000,), workers=4, cycles=8, servers=("gateway",), rounds=1, broker=broker)
         context.invoke(plot)

@@ -1,4 +1,4 @@
-"""Clients by the thousand: compiles load.c, runs it, and speaks its commands and events."""
+"""Clients by the thousand: runs load.c, and speaks its commands and events."""
 
 from __future__ import annotations
 
@@ -8,50 +8,20 @@ import json
 import os
 import resource
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench import histogram
+from bench.compiling import compiled
 from bench.processes import LOAD_CORE, Failed, running
 
-SOURCES = Path(__file__).parent / "load"
-BUILT = Path(__file__).parents[2] / ".bench"
 # Ports for outgoing connections of one source address, with some to spare for others.
 PORTS_PER_SOURCE = 25_000
 SPARE_FILES = 500
-
-
-@cache
-def compiled() -> Path:
-    """Return the load generator, compiled if its sources are newer than it is."""
-    program = BUILT / "load"
-    sources = sorted(SOURCES.iterdir())
-    if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
-        return program
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise Failed(
-            "the load generator needs a C compiler: there is no cc on the PATH (Debian: apt-get install gcc libc6-dev)"
-        )
-    BUILT.mkdir(exist_ok=True)
-    partial = program.with_suffix(f".{os.getpid()}")
-    files = [source for source in sources if source.suffix == ".c"]
-    done = subprocess.run(
-        [compiler, "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", *files, "-o", partial],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise Failed(f"the load generator does not compile:\n{done.stderr}")
-    partial.rename(program)
-    return program
 
 
 @dataclass(frozen=True)
@@ -219,7 +189,7 @@ class Fleet:
 @contextlib.contextmanager
 def fleet(plan: Plan, directory: Path) -> Iterator[Fleet]:
     """Run the load processes for a plan; they do nothing before they are told to."""
-    program = compiled()
+    program = compiled("load")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE_FILES
     total = len(plan.values)
     parts = -(-total // most)

@@ -97,27 +97,36 @@ def plan(variant: Variant, clients: int, port: int, channel: str, query: str = "
 
 
 @contextlib.contextmanager
+def process(setting: Setting, document: Mapping[str, Any], workers: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """Run a gateway with this configuration and wait until it is ready."""
+    file = setting.directory / "gateway.json"
+    file.write_text(json.dumps(document))
+    command = [sys.executable, "-m", "gateway", "serve", "-c", str(file)]
+    if workers > 1:
+        command += ["--workers", str(workers)]
+    log = setting.directory / "gateway.log"
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(log.open("a"))
+        # The access log goes into a pipe that is read, as under systemd or a container runtime.
+        reader = stack.enter_context(running(["cat"], core=LOAD_CORE, stdin=subprocess.PIPE))
+        started = stack.enter_context(running(command, core=SERVER_CORE, stdout=reader.stdin, stderr=errors))
+        admin = document["server"]["admin"]["port"]
+        wait_until(lambda: _is_ready(admin), f"the gateway (its log: {log})", process=started)
+        yield started
+
+
+@contextlib.contextmanager
 def gateway(setting: Setting, work: Work, *, variant: Variant = Variant()) -> Iterator[Running]:  # frozen
     """Run a gateway with a topic of its own."""
     topic, history = setting.broker.topic(work.partitions), setting.broker.topic() if work.history else None
     port, admin, front = free_ports(3)
-    file = setting.directory / "gateway.json"
     document = configuration(variant, setting, work, topic, port, admin)
     if history is not None:
         document["channels"]["history"] = {"topic": history}
-    file.write_text(json.dumps(document))
-    command = [sys.executable, "-m", "gateway", "serve", "-c", str(file)]
-    if work.workers > 1:
-        command += ["--workers", str(work.workers)]
-    log = setting.directory / "gateway.log"
     with contextlib.ExitStack() as stack:
         for name in filter(None, (topic, history)):
             stack.callback(setting.broker.delete, name)
-        errors = stack.enter_context(log.open("a"))
-        # The access log goes into a pipe that is read, as under systemd or a container runtime.
-        reader = stack.enter_context(running(["cat"], core=LOAD_CORE, stdin=subprocess.PIPE))
-        process = stack.enter_context(running(command, core=SERVER_CORE, stdout=reader.stdin, stderr=errors))
-        wait_until(lambda: _is_ready(admin), f"the gateway (its log: {log})", process=process)
+        started = stack.enter_context(process(setting, document, work.workers))
         apart = {}
         if variant.behind_haproxy:
             apart["haproxy"] = stack.enter_context(_haproxy(setting.directory, work.clients, front, port))
@@ -125,11 +134,11 @@ def gateway(setting: Setting, work: Work, *, variant: Variant = Variant()) -> It
         sink = {"kind": "kafka", "bootstrap": setting.broker.address, "topic": topic}
         yield Running(
             port=asked,
-            pids=[process.pid],
+            pids=[started.pid],
             plan=plan(variant, work.clients, asked, "chat/{number}" if work.keyed else "all"),
             sink=sink,
             apart=apart,
-            metrics=lambda: _metrics(admin),
+            metrics=lambda: metrics(admin),
             asking=lambda channel, clients, query: plan(variant, clients, asked, channel, query),
             history=sink | {"topic": history} if history else None,
         )
@@ -143,7 +152,8 @@ def _is_ready(admin: int) -> bool:
         return False
 
 
-def _metrics(admin: int) -> Mapping[str, float]:
+def metrics(admin: int) -> Mapping[str, float]:
+    """Return what a gateway tells on its admin listener."""
     with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as answer:
         return parse_metrics(answer.read().decode())
 

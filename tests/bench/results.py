@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 from bench import machine
-from bench.fleet import BUILT
+from bench.compiling import BUILT
 
 FILE = BUILT / "results.jsonl"
 Row = Mapping[str, Any]

@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ Parameters = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """Measurements of one scenario: `measure` gets a server, the setting, and each of `grid` as keywords."""
+    """Measurements of one scenario: `measure` gets a server of the catalog, the setting, and each of `grid` as keywords."""
 
     scenario: str
     title: str
@@ -32,6 +32,7 @@ class Series:
     grid: Sequence[Parameters]
     measure: Callable[..., Mapping[str, Any]]
     columns: Mapping[str, str]
+    catalog: Mapping[str, Callable[..., Any]] = field(default_factory=lambda: SERVERS)
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def _alternate(series: Series, parameters: Parameters, setting: Setting, results
             if server in missing:
                 continue
             try:
-                figures = series.measure(SERVERS[server], setting, **parameters)
+                figures = series.measure(series.catalog[server], setting, **parameters)
             except Missing as lack:
                 missing.add(server)
                 figures = {"missing": str(lack)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -301,3 +303,36 @@ async def test_a_slow_reader_stops_the_target(opened: list[Connection]) -> None:
         while part := await answer.body.readany():
             got += len(part)
         assert got == size
+
+
+async def test_a_connection_leaves_nothing_to_the_collector() -> None:
+    """What was told of a request is let go of with its answer, and the connection with its end: long polls would pile up else."""
+
+    class Told:
+        def __call__(self, _: object) -> None:
+            """Take no notice."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(ok(b"hello"))
+        await visit.head()
+
+    loop = asyncio.get_running_loop()
+    told, lost = Told(), Told()
+    gone_with_the_answer, gone_with_the_connection = weakref.ref(told), weakref.ref(lost)
+    async with backend(script) as target:
+        # The connection cannot be asked itself: what it refers to lives as long as it does.
+        _, connection = await loop.create_connection(lambda on_lost=lost: Connection(loop, on_lost), "127.0.0.1", target.port)
+        gc.disable()
+        try:
+            answered = connection.begin(bodiless=False, due=0.0, informational=told)
+            connection.write(REQUEST)
+            assert await read(await answered) == b"hello"
+            del told
+            assert gone_with_the_answer() is None
+            connection.abort()
+            await eventually(lambda transport=connection: transport.transport is None)
+            del lost, connection, answered
+            await eventually(lambda: gone_with_the_connection() is None)
+        finally:
+            gc.enable()

@@ -10,6 +10,7 @@
  *     connect    connect all clients; event "parked" when each of them has sent a request that is held
  *     storm      cut all connections and connect again at once; event "parked" as above
  *     await N    event "reached" when every client has message N and has sent its next poll
+ *     pace N     with the option `paced`: send N requests a second in all, each from the client that has rested longest; 0: none
  *     start      set all counters to zero
  *     report     event "report" with the counters
  *     stop       send nothing more
@@ -35,6 +36,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,11 +46,14 @@
 #define MAX_REQUEST (64 << 10)
 #define READ_SIZE (4 << 20)
 #define STATUSES 600
-#define COMMANDS UINT32_MAX /* the epoll data of standard input */
+#define COMMANDS UINT32_MAX    /* the epoll data of standard input */
+#define TICKS (UINT32_MAX - 1) /* and of the timer that paces */
 
-enum state { CLOSED, CONNECTING, SENDING, ASKING_FIRST, PARKED };
+enum state { CLOSED, CONNECTING, SENDING, RESTING, ASKING_FIRST, PARKED };
 /* Connecting, or without a cursor yet. */
 #define ARRIVING(state) ((state) == CONNECTING || (state) == ASKING_FIRST)
+/* There is nothing to do for it until something happens. */
+#define AT_REST(state) ((state) == PARKED || (state) == RESTING)
 
 struct text {
     char *data;
@@ -62,7 +67,8 @@ struct client {
     struct text partial; /* the beginning of an answer */
     size_t needed;       /* bytes that `partial` has to have before it is worth another look */
     uint64_t last;       /* number of the last message */
-    uint64_t asked;      /* when the last request was sent */
+    uint64_t asked;      /* when the last request was sent, or paced: when it was due */
+    bool in_line;        /* it has a place in `resting` */
 };
 
 /* Clients that are due after a delay that is the same for all in the queue, so it is in order. */
@@ -81,6 +87,7 @@ static struct {
     unsigned spread;       /* milliseconds over which connections are begun */
     unsigned cut;          /* a longer request is sent in two parts, the first of so many bytes; 0: never */
     unsigned requests;     /* 1: the histogram shows the time from request to answer, not from message to client */
+    unsigned paced;        /* 1: clients send nothing but what `pace` has them send */
 } options = {.first_source = 1, .sources = 1, .connecting = 128};
 
 static struct {
@@ -94,7 +101,13 @@ static struct {
 static struct plan plan;
 static struct client *clients;
 static struct queue second_parts = {.delay = CUT_DELAY}, retries = {.delay = RETRY_DELAY};
-static int poller;
+/* Paced: who waits for its turn, and the time of the next turn. Whoever is not at rest any more when its turn comes is left out. */
+static struct {
+    uint32_t *clients;
+    size_t head, count;
+} resting;
+static uint64_t turn, interval;
+static int poller, ticks;
 static char buffer[READ_SIZE];
 static bool stopped, telling_parked;
 static unsigned parked, arriving, to_connect; /* to_connect: the next client that is to connect */
@@ -159,7 +172,7 @@ static bool queue_take(struct queue *queue, uint32_t *number) {
 }
 
 static void set_state(struct client *client, enum state state) {
-    parked += (unsigned)(state == PARKED) - (unsigned)(client->state == PARKED);
+    parked += (unsigned)AT_REST(state) - (unsigned)AT_REST(client->state);
     arriving += (unsigned)ARRIVING(state) - (unsigned)ARRIVING(client->state);
     client->state = state;
 }
@@ -207,6 +220,43 @@ static void ask(struct client *client, size_t from) {
     counts.requests++;
     client->asked = now();
     set_state(client, known || plan.hold ? PARKED : ASKING_FIRST);
+}
+
+/* Ask again, or wait for the turn. */
+static void go_on(struct client *client) {
+    if (!options.paced) {
+        ask(client, 0);
+        return;
+    }
+    set_state(client, RESTING);
+    if (client->in_line)
+        return;
+    client->in_line = true;
+    resting.clients[(resting.head + resting.count++) % plan.clients] = (uint32_t)(client - clients);
+}
+
+/* Have clients send what is due. Where all are busy, the turns wait, and the time from turn to answer grows. */
+static void take_turns(void) {
+    while (interval && turn <= now() && resting.count) {
+        struct client *client = clients + resting.clients[resting.head];
+        resting.head = (resting.head + 1) % plan.clients;
+        resting.count--;
+        client->in_line = false;
+        if (client->state != RESTING)
+            continue;
+        ask(client, 0);
+        client->asked = turn;
+        turn += interval;
+    }
+}
+
+static void pace(uint64_t rate) {
+    interval = rate ? 1000 * MILLISECOND / rate : 0;
+    turn = now() + interval;
+    struct timespec every = {(time_t)(interval / (1000 * MILLISECOND)), (long)(interval % (1000 * MILLISECOND))};
+    struct itimerspec timer = {.it_interval = every, .it_value = every};
+    if (timerfd_settime(ticks, 0, &timer, NULL) < 0)
+        err(1, "timerfd_settime");
 }
 
 static void dial(uint32_t number) {
@@ -328,8 +378,8 @@ static void receive(struct client *client) {
         if (got < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (got <= 0) {
-            /* Every connection has a request under way, except after `stop`. */
-            if (!stopped)
+            /* All other connections have a request under way, except after `stop`. */
+            if (!stopped && client->state != RESTING)
                 counts.cut++;
             retry(client);
             return;
@@ -357,7 +407,7 @@ static void receive(struct client *client) {
         if (left < 0)
             return;
         if (!left && client->state == SENDING)
-            ask(client, 0);
+            go_on(client);
         /* A short read emptied the socket; whatever comes later is a new event. */
         if ((size_t)got < sizeof buffer || client->state == CLOSED)
             return;
@@ -374,7 +424,7 @@ static void connected(struct client *client) {
         return;
     }
     set_state(client, SENDING);
-    ask(client, 0);
+    go_on(client);
 }
 
 static void storm(void) {
@@ -395,8 +445,16 @@ static void begin_connecting(void) {
     telling_parked = true;
 }
 
+static unsigned count_resting(void) {
+    unsigned count = 0;
+    for (uint32_t i = 0; i < plan.clients; i++)
+        count += clients[i].state == RESTING;
+    return count;
+}
+
 static void report(void) {
     printf("{\"event\":\"report\",\"now\":%" PRIu64 ",\"clients\":%u,\"parked\":%u", now(), plan.clients, parked);
+    printf(",\"resting\":%u", count_resting());
     printf(",\"answers\":%" PRIu64 ",\"empty\":%" PRIu64 ",\"messages\":%" PRIu64, counts.answers, counts.empty, counts.messages);
     printf(",\"bytes\":%" PRIu64 ",\"requests\":%" PRIu64, counts.bytes, counts.requests);
     printf(",\"lost\":%" PRIu64 ",\"doubled\":%" PRIu64, counts.lost, counts.doubled);
@@ -436,6 +494,8 @@ static void obey(const char *line) {
         begin_connecting();
     } else if (sscanf(line, "await %" SCNu64, &number) == 1)
         await(number);
+    else if (sscanf(line, "pace %" SCNu64, &number) == 1)
+        pace(number);
     else if (!strcmp(line, "start"))
         memset(&counts, 0, sizeof counts);
     else if (!strcmp(line, "report"))
@@ -490,6 +550,7 @@ static void run(void) {
         while (queue_take(&retries, &number))
             if (clients[number].state == CLOSED && !stopped)
                 dial(number);
+        take_turns();
         tell();
         int timeout = second_parts.count || to_connect < plan.clients ? 1 : retries.count ? 10 : -1;
         int count = epoll_wait(poller, events, sizeof events / sizeof *events, timeout);
@@ -498,6 +559,12 @@ static void run(void) {
         for (int i = 0; i < count; i++) {
             if (events[i].data.u32 == COMMANDS) {
                 read_commands();
+                continue;
+            }
+            if (events[i].data.u32 == TICKS) {
+                uint64_t passed;
+                if (read(ticks, &passed, sizeof passed) < 0 && errno != EAGAIN)
+                    err(1, "timerfd");
                 continue;
             }
             struct client *client = clients + events[i].data.u32;
@@ -516,7 +583,7 @@ static void parse_option(const char *given) {
     } known[] = {
         {"port", &options.port},       {"first_source", &options.first_source}, {"sources", &options.sources},
         {"spread", &options.spread},   {"connecting", &options.connecting},     {"cut", &options.cut},
-        {"requests", &options.requests},
+        {"requests", &options.requests}, {"paced", &options.paced},
     };
     const char *equals = strchr(given, '=');
     for (size_t i = 0; equals && i < sizeof known / sizeof *known; i++)
@@ -544,9 +611,14 @@ int main(int count, char **arguments) {
     for (uint32_t i = 0; i < plan.clients; i++)
         clients[i].socket = -1;
     to_connect = plan.clients;
+    resting.clients = allocated(malloc(plan.clients * sizeof *resting.clients));
+    ticks = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     poller = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = COMMANDS};
     if (poller < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
         err(1, "epoll");
+    struct epoll_event tick = {.events = EPOLLIN, .data.u32 = TICKS};
+    if (ticks < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, ticks, &tick) < 0)
+        err(1, "timerfd");
     run();
 }
