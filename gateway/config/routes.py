@@ -29,7 +29,7 @@ from gateway.config.httpvalues import (
 )
 from gateway.config.section import Section
 from gateway.config.values import Count, File, Seconds, Size, Text, Url
-from gateway.proxy.lifecycle import Lifecycle
+from gateway.lifecycle import Lifecycle
 from gateway.proxy.paths import parse_path, parse_prefix
 from gateway.proxy.rewriting import HeaderEdits, PathRewrite, parse_edits, parse_path_rewrite, parse_prefix_rewrite
 from gateway.proxy.routes import Match

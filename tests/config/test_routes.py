@@ -9,7 +9,7 @@ from gateway.auth.policy import AUTHENTICATED, Scope
 from gateway.auth.templates import parse_template
 from gateway.channels import Segment
 from gateway.config.httpvalues import parameters
-from gateway.proxy.lifecycle import Lifecycle
+from gateway.lifecycle import Lifecycle
 from gateway.proxy.rewriting import PathRewrite
 from gateway.proxy.routes import Match
 
