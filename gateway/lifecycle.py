@@ -60,13 +60,11 @@ class Lifecycle:
             return "gone"
         return "deprecated" if self.deprecated is not None and now >= self.deprecated else "active"
 
-    def check(self, now: float, **facts: object) -> None:
-        """Raise Gone from the sunset on, with the successor and `facts`; `now` is Unix time."""
-        if self.state(now) != "gone":
-            return
-        if self.successor is not None:
-            facts["successor"] = self.successor
-        raise Gone(_RETIRED, **facts)
+    def check(self, now: float, channel: str | None = None) -> None:
+        """Raise Gone from the sunset on, with the successor and the channel's pattern; `now` is Unix time."""
+        if self.state(now) == "gone":
+            facts = {"channel": channel, "successor": self.successor}
+            raise Gone(_RETIRED, retry_after=None, **{name: fact for name, fact in facts.items() if fact is not None})
 
     def listed(self, now: float) -> dict[str, str | None]:
         """Return all of it but the version, as lists show it; `now` is Unix time, times are as RFC 3339 has them."""

@@ -97,8 +97,8 @@ def _caught_up(gateway: Background) -> bool:
     )
 
 
-# Of later stages: transports, named cursors, proxied backends, lifecycle of channels, revocation lists.
-LATER = {"token_revoked", "superseded", "gone", "upstream_timeout", "circuit_open"}
+# Of later stages: transports, named cursors, proxied backends, revocation lists.
+LATER = {"token_revoked", "superseded", "upstream_timeout", "circuit_open"}
 
 
 def test_every_code_is_shown_by_a_test() -> None:
