@@ -200,14 +200,6 @@ class Gateway:
         cors = Cors(config.cors.origins, channels).middleware()
         admin = Admin(metrics, checks=self._checks, facts=self._facts)
         prefix = config.server.prefix
-        routes = public_routes(
-            prefix,
-            subscribe=subscribe,
-            publish=publish,
-            channels=ListChannels(admission, channels),
-            openapi=OpenApi(admission, channels, prefix=prefix, version=version()),
-        )
-        own = admin.routes() if config.server.single_listener else []
         self.proxied = Proxied(
             config,
             admission=admission,
@@ -216,6 +208,15 @@ class Gateway:
             access_log=access_log,
             closing=lambda: self.parking.draining,
         )
+        offers, documents = self.proxied.offers, self.proxied.documents
+        routes = public_routes(
+            prefix,
+            subscribe=subscribe,
+            publish=publish,
+            channels=ListChannels(admission, channels, offers),
+            openapi=OpenApi(admission, channels, offers, documents, prefix=prefix, version=version()),
+        )
+        own = admin.routes() if config.server.single_listener else []
         self._listeners = [self._public([exchanges, cors, problems], [*routes, *own], trusted)]
         if not config.server.single_listener:
             self._listeners.append(self._admin([exchanges, problems], admin.routes()))

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from gateway import errors
-from gateway.auth.policy import AUTHENTICATED, NOBODY, All, AnyOf, Contains, Equals, Rule, Scope, check
+from gateway.auth.policy import AUTHENTICATED, NOBODY, Rule, check
+from gateway.auth.possible import possible, shape
 from gateway.auth.principal import Principal
-from gateway.auth.templates import Parameter, Template, Text
+from gateway.auth.templates import Template
 from gateway.fanout.subscription import Selection
+from gateway.lifecycle import ENDLESS, Lifecycle
 
 Format = Literal["json", "text", "binary"]
 
@@ -102,6 +104,7 @@ class Channel:
     on_reset: Literal["fail", "earliest", "latest"] = "fail"
     origins: tuple[str, ...] | None = None
     description: str = ""
+    lifecycle: Lifecycle = ENDLESS
 
     @property
     def literal(self) -> bool:
@@ -215,6 +218,7 @@ class Channels:
             partitioner=channel.partitioner,
             on_loss=channel.on_loss,
             on_reset=channel.on_reset,
+            lifecycle=channel.lifecycle,
         )
 
     def publish_target(self, name: str, principal: Principal) -> Target:
@@ -229,50 +233,9 @@ class Channels:
         """List the channels of which the principal may read or publish at least one name, in the order given."""
         shown = []
         for channel in self._all:
-            usable = channel.key is None or _shape(channel.key, principal) is not None
-            read = usable and _possible(channel.allow, principal)
-            publish = usable and _possible(channel.publish, principal)
+            usable = channel.key is None or shape(channel.key, principal, _SEGMENT.pattern) is not None
+            read = usable and possible(channel.allow, principal, _SEGMENT.pattern)
+            publish = usable and possible(channel.publish, principal, _SEGMENT.pattern)
             if read or publish:
                 shown.append(Visible(channel, read=read, publish=publish))
         return tuple(shown)
-
-
-def _possible(rule: Rule, principal: Principal) -> bool:
-    """Tell whether some path parameters pass the rule, each condition by itself: only to decide what to list."""
-    match rule:
-        case All(rules):
-            return all(_possible(each, principal) for each in rules)
-        case AnyOf(rules):
-            return any(_possible(each, principal) for each in rules)
-        case Scope(scope):
-            return _some(scope, principal, principal.scopes)
-        case Contains(claim, member):
-            value = principal.claims.get(claim)
-            if isinstance(value, str):
-                value = value.split(" ") if claim == "scope" else [value]
-            return isinstance(value, list) and _some(member, principal, value)
-        case Equals(claim, text):
-            return _some(text, principal, [principal.claims.get(claim)])
-    return rule.allows(principal, {})
-
-
-def _some(template: Template, principal: Principal, values: Iterable[object]) -> bool:
-    shape = _shape(template, principal)
-    return shape is not None and any(isinstance(value, str) and shape.fullmatch(value) for value in values)
-
-
-def _shape(template: Template, principal: Principal) -> re.Pattern[str] | None:
-    """Build a pattern of all texts that the template can give this principal; None where a claim is unusable."""
-    pattern = ""
-    for part in template.parts:
-        match part:
-            case Text(text):
-                pattern += re.escape(text)
-            case Parameter():
-                pattern += _SEGMENT.pattern
-            case _:
-                try:
-                    pattern += re.escape(Template((part,), template.separators).expand(principal, {}))
-                except errors.Forbidden:
-                    return None
-    return re.compile(pattern)

@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from random import random
 from typing import Any
+from urllib.parse import urlencode
+
+from multidict import CIMultiDict
 
 from gateway.auth.policy import AUTHENTICATED
 from gateway.config.proxychecks import own_paths
@@ -27,7 +30,7 @@ from gateway.proxy.names import Name, Names
 from gateway.proxy.outliers import Outliers
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Budget
-from gateway.proxy.routes import Entry, Routes
+from gateway.proxy.routes import ANY, Entry, Found, Match, Routes
 from gateway.proxy.split import Split
 from gateway.proxy.target import Endpoint, split_address
 from gateway.proxy.turnstile import Turnstile
@@ -35,6 +38,8 @@ from gateway.proxy.upstream import Upstream
 from gateway.server.accesslog import AccessLog
 from gateway.server.address import TrustedProxies
 from gateway.server.admission import Admission
+from gateway.server.catalog import Offer
+from gateway.server.documents import Documents, Source
 from gateway.server.proxy import Proxy, Route
 from gateway.server.proxymetrics import ProxyMetrics
 
@@ -81,6 +86,13 @@ class Proxied:
             closing=closing,
             scheme="https" if config.server.tls else "http",
         )
+        self.offers = [offer(name, section) for name, section in config.routes.items()]
+        own = own_paths(config.server)
+        self.documents = Documents(
+            Source(each, section.openapi, partial(_reaches, self._table, own, each.name, section.match))
+            for each, section in zip(self.offers, config.routes.values(), strict=True)
+            if section.openapi is not None
+        )
         self._caches = [route.cache for route in self._table.routes() if route.cache is not None]
 
     def door(self, application: Handler) -> Handler:
@@ -89,6 +101,8 @@ class Proxied:
 
     async def start(self, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
         """Begin to watch targets and clocks; `spawn` keeps the tasks."""
+        await self.documents.start()
+        spawn(self.documents.run())
         for name, backend in self._backends.items():
             section = self._sections[name]
             spawn(backend.pool.run())
@@ -259,6 +273,35 @@ def _route(name: str, section: RouteSection, config: Config, backends: Mapping[s
             collapse=section.cache.collapse,
         ),
     )
+
+
+def offer(name: str, section: RouteSection) -> Offer:
+    """Return a route as its callers see it."""
+    return Offer(
+        name=name,
+        path=section.path,
+        prefix=section.prefix,
+        backend=section.rewrite.prefix if section.path is None else section.rewrite.path,
+        hosts=section.hosts,
+        methods=section.methods,
+        public=section.public,
+        allow=section.rule or AUTHENTICATED,
+        told=tuple(template for _, template in section.told),
+        lifecycle=section.lifecycle,
+        description=section.description,
+    )
+
+
+def _reaches(table: Routes[Route], own: frozenset[str], name: str, match: Match, method: str, path: str) -> bool:
+    """Tell whether a request that meets all conditions of a route but for its path comes to the route."""
+    if path in own:
+        return False
+    host = "" if match.hosts is None else match.hosts[0].replace("*", "a")
+    query = urlencode([(key, "1" if value == ANY else value) for key, value in match.query])
+    found = table.find(
+        host, method, path, query, CIMultiDict((key, "1" if value == ANY else value) for key, value in match.headers)
+    )
+    return isinstance(found, Found) and found.route.name == name
 
 
 def _terms(section: RouteSection) -> Terms:

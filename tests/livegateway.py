@@ -53,6 +53,24 @@ channels:
     allow: {claim: rooms, contains: "{room}", issuers: [test]}
     publish: {claim: rooms, contains: "{room}", issuers: [test]}
   inbox: {topic: inbox, key: "{claims.sub}", partitioner: murmur2, allow: {issuers: [test]}, publish: {issuers: [test]}}
+  aging:
+    topic: blobs
+    format: text
+    publish: {authenticated: true}
+    version: v1
+    deprecated: "2025-01-01"
+    deprecation_info: https://docs.test/aging
+    sunset: "2099-01-01"
+    successor: /v1/subscribe?channel=notes
+  going: {topic: news, sunset: "2098-01-01", successor: /v2/going}
+  retired:
+    topic: blobs
+    format: text
+    publish: {authenticated: true}
+    deprecated: "2020-01-01"
+    sunset: "2021-01-01"
+    successor: /v1/subscribe?channel=notes
+  retired/{room}: {topic: chat, key: "{room}", sunset: "2021-01-01", allow: {claim: rooms, contains: "{room}", issuers: [test]}}
 log: {level: warning, access: false}
 drain: {delay: 0, window: 0}
 """

@@ -21,6 +21,7 @@ from gateway.cli import main
 from gateway.config.loading import read
 from gateway.config.routes import RouteSection
 from gateway.config.section import Section
+from gateway.config.sections import ChannelSection
 from gateway.config.upstreams import UpstreamSection
 
 ROOT = Path(__file__).parents[1]
@@ -155,9 +156,9 @@ def test_every_parameter_of_a_poll_is_named() -> None:
     assert all(f"`{name}`" in README for name in wire._SUBSCRIBE)
 
 
-@pytest.mark.parametrize("section", [RouteSection, UpstreamSection])
-def test_every_key_of_routes_and_upstreams_is_named(section: type[Section]) -> None:
-    """Each is in one of the tables; what is inside of it is in the annotated example."""
+@pytest.mark.parametrize("section", [ChannelSection, RouteSection, UpstreamSection])
+def test_every_key_of_channels_routes_and_upstreams_is_named(section: type[Section]) -> None:
+    """Each is in one of the tables, or in the text; what is inside of it is in the annotated example."""
     assert [name for name in section.model_fields if f"`{name}`" not in README] == []
 
 

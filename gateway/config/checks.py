@@ -14,7 +14,7 @@ from gateway.auth.policy import NOBODY, parse_rule, trusts_any_issuer
 from gateway.auth.principal import API_KEYS
 from gateway.auth.templates import parse_template
 from gateway.channels import Channel, parse_pattern
-from gateway.config import proxyadvice, proxychecks
+from gateway.config import lives, proxyadvice, proxychecks
 from gateway.config.access import ApiKeys
 from gateway.config.document import Path
 from gateway.config.findings import Finding, Names, authorities, pem, said
@@ -188,6 +188,7 @@ def _channel(pattern: str, section: ChannelSection, aliases: frozenset[str]) -> 
         yield ("key",), f"expected a key with each parameter of the pattern in it, got none with {missing}"
     if section.partitioner is not None and section.key is None:
         yield ("partitioner",), "expected a key beside it, got none"
+    yield from lives.check(section)
 
 
 def _parameters(key: str, default: AbstractSet[str]) -> AbstractSet[str]:

@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 
-import yaml
-
 from gateway.auth.policy import NOBODY, parse_rule, trusts_any_issuer
-from gateway.config import upstreamchecks
+from gateway.config import lives, upstreamchecks
 from gateway.config.access import RuleSection
 from gateway.config.document import Path
 from gateway.config.findings import Finding, Names, at_most, said, unknown
@@ -19,8 +17,8 @@ from gateway.config.routes import Edits, RouteSection
 from gateway.config.sections import Config, Server
 from gateway.proxy.rewriting import parse_path_rewrite
 from gateway.proxy.routes import Entry, RouteConflict, Routes
+from gateway.server import apidocs
 
-_MAX_OPENAPI_BYTES = 4 << 20
 _CREDENTIALS = frozenset(("authorization", "proxy-authorization", "x-api-key"))
 
 
@@ -55,7 +53,7 @@ def _route(route: RouteSection, config: Config, names: Names) -> Iterator[Findin
     yield from _rule(route, names.issuers)
     yield from _bounds(route, config.server)
     yield from _cache(route)
-    yield from _life(route)
+    yield from lives.check(route)
     if route.openapi is not None:
         yield from ((("openapi",), sentence) for sentence in _openapi(route.openapi))
 
@@ -216,30 +214,12 @@ def _cache(route: RouteSection) -> Iterator[Finding]:
         yield ("cache", "collapse"), "expected true with hold (else each long poll would be one at the backend), got false"
 
 
-def _life(route: RouteSection) -> Iterator[Finding]:
-    if route.deprecated is not None and route.sunset is not None and route.sunset < route.deprecated:
-        yield ("sunset",), "expected a time that is not before deprecated, got an earlier one"
-    if route.deprecation_info is not None and route.deprecated is None:
-        yield ("deprecation_info",), "expected deprecated beside it, got nothing"
-
-
 def _openapi(file: FilePath) -> Iterator[str]:
     """Try a document; a file that is not found has been told of already."""
     try:
         with file.open("rb") as stream:
-            text = stream.read(_MAX_OPENAPI_BYTES + 1)
+            apidocs.parse(stream.read(apidocs.MAX_BYTES + 1))
     except OSError:
         return
-    if len(text) > _MAX_OPENAPI_BYTES:
-        yield f"expected a document of at most {_MAX_OPENAPI_BYTES} bytes, got more"
-        return
-    try:
-        document = yaml.safe_load(text)  # JSON is YAML
-    except (yaml.YAMLError, ValueError, RecursionError):
-        yield "expected a document in JSON or YAML, got a file that is neither"
-        return
-    version = document.get("openapi") if isinstance(document, dict) else None
-    if not isinstance(version, str) or not version.startswith("3."):
-        yield "expected an OpenAPI document (`openapi: 3.…`), got something else"
-    elif not isinstance(document.get("paths"), dict):
-        yield "expected an OpenAPI document with paths, got one without"
+    except apidocs.DocumentInvalid as error:
+        yield str(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,9 +15,7 @@ from gateway.config.httpvalues import (
     FieldName,
     FieldValue,
     Hosts,
-    Link,
     Methods,
-    Moment,
     Name,
     RewrittenPath,
     RewrittenPrefix,
@@ -27,9 +24,9 @@ from gateway.config.httpvalues import (
     parameters,
     some,
 )
+from gateway.config.lives import LivingSection
 from gateway.config.section import Section
-from gateway.config.values import Count, File, Seconds, Size, Text, Url
-from gateway.proxy.lifecycle import Lifecycle
+from gateway.config.values import Count, File, Seconds, Size, Text
 from gateway.proxy.paths import parse_path, parse_prefix
 from gateway.proxy.rewriting import HeaderEdits, PathRewrite, parse_edits, parse_path_rewrite, parse_prefix_rewrite
 from gateway.proxy.routes import Match
@@ -128,7 +125,7 @@ class CacheSection(Section):
     """Ask the backend once for requests that come together for the same."""
 
 
-class RouteSection(Section):
+class RouteSection(LivingSection):
     """One route: the key in the mapping is its name, a label in metrics and logs."""
 
     hosts: Hosts | None = None
@@ -177,16 +174,6 @@ class RouteSection(Section):
     """Try again what the upstream's retries allow."""
     cache: CacheSection | None = None
     """Answers that are stored, where they allow it (RFC 9111); null: none."""
-    version: Annotated[Text, Field(max_length=64)] | None = None
-    """Version to show in the lists, such as v1."""
-    deprecated: Moment | None = None
-    """Date or time from which it is deprecated: the answers say so."""
-    deprecation_info: Url | None = None
-    """Page about the deprecation."""
-    sunset: Moment | None = None
-    """Date or time after which it answers 410; the answers say so before."""
-    successor: Link | None = None
-    """Path or URL of what comes after it."""
     openapi: File | None = None
     """The backend's OpenAPI document, as JSON or YAML, to be part of /openapi.json."""
     description: Annotated[str, Field(max_length=1000)] = ""
@@ -233,18 +220,3 @@ class RouteSection(Section):
     def told(self) -> tuple[tuple[str, Template], ...]:
         """The fields that tell the backend of the principal, with their templates."""
         return tuple((name, parse_template(text, headers=True)) for name, text in self.claims.items())
-
-    @property
-    def lifecycle(self) -> Lifecycle:
-        """Where it is in its life."""
-        return Lifecycle(
-            version=self.version,
-            deprecated=_unix(self.deprecated),
-            deprecation_info=self.deprecation_info,
-            sunset=_unix(self.sunset),
-            successor=self.successor,
-        )
-
-
-def _unix(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()

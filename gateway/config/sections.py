@@ -19,6 +19,7 @@ from gateway.auth.tokens import Issuer as TrustedIssuer
 from gateway.channels import Channel, Channels, parse_pattern
 from gateway.config.access import ApiKeys, Bucket, Cors, RuleSection
 from gateway.config.httpvalues import Name
+from gateway.config.lives import LivingSection
 from gateway.config.routes import RouteSection
 from gateway.config.section import Section
 from gateway.config.upstreams import UpstreamSection
@@ -260,7 +261,7 @@ class Auth(Section):
         }
 
 
-class ChannelSection(Section):
+class ChannelSection(LivingSection):
     """One channel: the key in the mapping is its pattern, such as `chat/{room}`."""
 
     topic: Topic
@@ -315,6 +316,7 @@ class ChannelSection(Section):
             on_reset=self.on_reset,
             origins=None if self.cors is None else self.cors.origins,
             description=self.description,
+            lifecycle=self.lifecycle,
         )
 
 

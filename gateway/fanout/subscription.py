@@ -6,12 +6,13 @@ A `Subscription` is pure data and says nothing of who asks: equal subscriptions 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from gateway.fanout.cursor import Position, TopicPosition, partition_for
 from gateway.fanout.hub import Interest
+from gateway.lifecycle import ENDLESS, Announcement, Lifecycle, announce
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Selection:
     partitioner: Literal["murmur2"] | None = None
     on_loss: Literal["report", "fail"] = "report"
     on_reset: Literal["fail", "earliest", "latest"] = "fail"
+    lifecycle: Lifecycle = field(default=ENDLESS, compare=False)  # the pattern's, which is compared
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,16 @@ class Subscription:
     def labels(self) -> tuple[str, ...]:
         """The channel patterns, each once."""
         return tuple(dict.fromkeys(s.pattern for s in self.selections))
+
+    @cached_property
+    def announcement(self) -> Announcement:
+        """What is to be said of the channels' lives."""
+        return announce(selection.lifecycle for selection in self.selections)
+
+    def check(self, now: float) -> None:
+        """Raise Gone if a channel is past its sunset; `now` is Unix time."""
+        for selection in self.selections:
+            selection.lifecycle.check(now, channel=selection.pattern)
 
     def follows_partitioner(self, topic: str) -> bool:
         """Tell whether only the partitions of the keys are read of a topic."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 
-from gateway.channels import Channels
+from gateway.channels import Channels, Visible
 from gateway.server.accepting import Acceptor, listen, listen_at
 from gateway.server.admin import livez
 from gateway.server.admission import Admission
 from gateway.server.arrival import Arrivals, Take
+from gateway.server.catalog import Offer, offers_for
+from gateway.server.documents import Documents
 from gateway.server.openapi import describe
 from gateway.server.proxyprotocol import ProxyProtocol
 
@@ -48,48 +51,87 @@ def public_routes(
 
 
 class ListChannels:
-    """GET /v1/channels: what the caller may read and publish."""
+    """GET /v1/channels: what the caller may read and publish, and the routes that it may use."""
 
-    def __init__(self, admission: Admission, channels: Channels) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        channels: Channels,
+        offers: Sequence[Offer] = (),
+        *,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._admission = admission
         self._channels = channels
+        self._offers = offers
+        self._unix_clock = unix_clock
 
     async def __call__(self, request: web.Request) -> web.Response:
-        """Answer with the list, by pattern."""
+        """Answer with the lists, in the order of the configuration."""
         principal = await self._admission.identify(request)
-        listed = [
-            {
-                "channel": seen.channel.pattern,
-                "read": seen.read,
-                "publish": seen.publish,
-                "format": seen.channel.format,
-                "headers": seen.channel.headers,
-                "keyed": seen.channel.key is not None,
-                "priority": seen.channel.priority,
-                "description": seen.channel.description,
-            }
-            for seen in self._channels.visible(principal)
-        ]
-        body = msgspec.json.encode({"channels": listed})
-        headers = {"Content-Type": "application/json", "Cache-Control": "private, no-store"}
-        return web.Response(body=body, headers=headers)
+        now = self._unix_clock()
+        document = {
+            "channels": [_line(seen, now) for seen in self._channels.visible(principal)],
+            "routes": [offer.listed(now) for offer in offers_for(principal, self._offers)],
+        }
+        return _answer(document)
+
+
+def _line(seen: Visible, now: float) -> dict[str, object]:
+    channel = seen.channel
+    return {
+        "channel": channel.pattern,
+        "read": seen.read,
+        "publish": seen.publish,
+        "version": channel.lifecycle.version,
+        "lifecycle": channel.lifecycle.listed(now),
+        "format": channel.format,
+        "headers": channel.headers,
+        "keyed": channel.key is not None,
+        "priority": channel.priority,
+        "description": channel.description,
+    }
+
+
+def _answer(document: object) -> web.Response:
+    headers = {"Content-Type": "application/json", "Cache-Control": "private, no-store"}
+    return web.Response(body=msgspec.json.encode(document), headers=headers)
 
 
 class OpenApi:
-    """GET /openapi.json: the description of what the caller may use."""
+    """GET /openapi.json: the description of what the caller may use. `documents` has what backends say of routes."""
 
-    def __init__(self, admission: Admission, channels: Channels, *, prefix: str, version: str) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        channels: Channels,
+        offers: Sequence[Offer] = (),
+        documents: Documents | None = None,
+        *,
+        prefix: str,
+        version: str,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._admission = admission
         self._channels = channels
+        self._offers = offers
+        self._documents = Documents(()) if documents is None else documents
         self._prefix = prefix
         self._version = version
+        self._unix_clock = unix_clock
 
     async def __call__(self, request: web.Request) -> web.Response:
         """Answer with the document."""
         principal = await self._admission.identify(request)
-        document = describe(self._channels.visible(principal), prefix=self._prefix, version=self._version)
-        headers = {"Content-Type": "application/json", "Cache-Control": "private, no-store"}
-        return web.Response(body=msgspec.json.encode(document), headers=headers)
+        document = describe(
+            self._channels.visible(principal),
+            prefix=self._prefix,
+            version=self._version,
+            now=self._unix_clock(),
+            offers=offers_for(principal, self._offers),
+            ready=self._documents.ready,
+        )
+        return _answer(document)
 
 
 class Listener:

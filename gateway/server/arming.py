@@ -56,8 +56,8 @@ def cut(head: bytes) -> Cut | None:
 class Armed:
     """What one head resolved to.
 
-    `peer` is the socket's other end, `address` the client's (behind trusted proxies). Times are monotonic: from `over` on the
-    token is refused, from `near` on it ends before the wait does, at `expires`.
+    `peer` is the socket's other end, `address` the client's (behind trusted proxies). Times are monotonic: after `over` nothing
+    is answered by it, after `near` its end, at `expires`, comes before that of the wait. The end is the token's or a channel's.
     """
 
     __slots__ = (
@@ -109,10 +109,10 @@ class Armed:
         return self.over == float("-inf")
 
     def expire(self, at: float, least: float) -> None:
-        """Note when (monotonic) the token ends; a poll that would end for it within `least` seconds is refused."""
-        self.expires = at
-        self.near = at - self.crowd.wait
-        self.over = at - min(self.crowd.wait, least)
+        """Note an end (monotonic); a poll that would end for it within `least` seconds is refused. The first end counts."""
+        self.expires = min(self.expires, at)
+        self.near = min(self.near, at - self.crowd.wait)
+        self.over = min(self.over, at - min(self.crowd.wait, least))
 
     def revoke(self) -> None:
         """Answer nothing any more."""

@@ -20,6 +20,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from multidict import CIMultiDict
+
 from gateway.server.arming import HEAD_END, MAX_HEAD, Armed, Cut
 from gateway.server.crowd import Cohort
 from gateway.server.departure import Departure
@@ -54,7 +56,7 @@ class Handover(Departure):
     `take` is called with it and the connection.
     """
 
-    def __init__(self, parts: Cut, headers: dict[str, str], take: Callable[[Handover, Any], None]) -> None:
+    def __init__(self, parts: Cut, headers: CIMultiDict[str], take: Callable[[Handover, Any], None]) -> None:
         super().__init__(headers=headers)
         self.parts = parts
         self._take = take

@@ -6,8 +6,8 @@ milliseconds, between which the loop turns, so that a broadcast to many thousand
 itself: records that came meanwhile go out with it.
 
 Nothing here costs a timer for each poll. The members of a cohort came in order and wait equally long, so only the first one's
-deadline is watched, by a wheel of coarse ticks. A token that ends before its wait does is noted by itself. Lanes without a
-poll, or with half a head, or whose client does not read, are found by a sweep over all lanes once a second.
+deadline is watched, by a wheel of coarse ticks. A token or a channel that ends before the wait does is noted by itself. Lanes
+without a poll, or with half a head, or whose client does not read, are found by a sweep over all lanes once a second.
 
 What aiohttp's side would count and log for each answer is counted here for each slice: equal answers are one addition.
 """
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakValueDictionary
+
+from multidict import CIMultiDict
 
 from gateway.auth.principal import KeyRef, Principal
 from gateway.fanout.cursor import Position
@@ -149,7 +151,7 @@ class Lanes:
 
     # --- from aiohttp to a lane ---
 
-    def offer(self, parts: Cut, facts: Facts, headers: dict[str, str]) -> Handover | None:
+    def offer(self, parts: Cut, facts: Facts, headers: CIMultiDict[str]) -> Handover | None:
         """Return what a handler answers to have a lane take its poll over, or None if none can.
 
         It can if the tails alone can tell what the poll comes to. `headers` of the answer have CURSOR in them.
@@ -204,6 +206,9 @@ class Lanes:
         )
         if principal.expires_at is not None:
             armed.expire(principal.expires_at - self._offset, LEAST_HOLD)
+        sunset = facts.subscription.announcement.sunset
+        if sunset is not None:
+            armed.expire(sunset - self._offset, 0.0)
         self._arming.add(given.parts, armed)
         return armed
 

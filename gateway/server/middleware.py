@@ -30,7 +30,9 @@ CLOSED_BY_CLIENT = "closed_by_client"
 _AUTH = (errors.TokenMissing, errors.TokenInvalid, errors.TokenExpired, errors.TokenRevoked, errors.Forbidden)
 
 ALLOWED_HEADERS = "Authorization, Cursor, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-API-Key"
-EXPOSED_HEADERS = "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff"
+EXPOSED_HEADERS = (
+    "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff, Deprecation, Sunset"
+)
 ALLOWED_METHODS = "GET, HEAD, POST"
 PREFLIGHT_MAX_AGE = "7200"
 
@@ -162,6 +164,7 @@ class Problems:
         count_refusal(self._metrics, error)
         response = problem_response(error, exchange.request_id)
         response.headers.update(refusal_fields(error))
+        response.headers.extend(exchange.announced)
         return response
 
 

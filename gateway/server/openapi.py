@@ -1,14 +1,19 @@
-"""The OpenAPI 3.1 description of what one caller may use, made from the channels that it may see (sans-I/O)."""
+"""The OpenAPI 3.1 description of what one caller may use, made from the channels and routes that it may see (sans-I/O)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gateway import wire
 from gateway.channels import Visible
+from gateway.server.apiparts import Ready
+from gateway.server.catalog import Offer
 
 Document = dict[str, Any]
+
+_NONE: Mapping[str, Ready] = MappingProxyType({})
 
 _SCHEMAS: Mapping[str, Document] = {
     "Message": {
@@ -72,18 +77,34 @@ _SCHEMAS: Mapping[str, Document] = {
 _MEDIA = {"json": "application/json", "text": "text/plain", "binary": "application/octet-stream"}
 
 
-def describe(seen: Iterable[Visible], *, prefix: str, version: str) -> Document:
-    """Return the document. `seen` is what `Channels.visible` gave for the caller; paths begin with `prefix`."""
-    listed = list(seen)
+OWN_COMPONENTS: Mapping[str, Iterable[str]] = {"schemas": _SCHEMAS, "securitySchemes": ("bearer",)}
+OPERATIONS = ("channels", "subscribe", "publish")
+
+
+def describe(
+    seen: Iterable[Visible],
+    *,
+    prefix: str,
+    version: str,
+    now: float,
+    offers: Iterable[Offer] = (),
+    ready: Mapping[str, Ready] = _NONE,
+) -> Document:
+    """Return the document, to be encoded with msgspec; what is gone at `now` (Unix time) is not in it.
+
+    `seen` is what `Channels.visible` gave for the caller, `offers` the routes that it may use, `ready` what is to be said of
+    them. The gateway's own paths begin with `prefix`.
+    """
+    listed = [line for line in seen if line.channel.lifecycle.state(now) != "gone"]
     readable = [line.channel for line in listed if line.read]
     writable = [line.channel for line in listed if line.publish]
-    paths: Document = {f"{prefix}/channels": {"get": _operation("channels", "What the caller may read and publish", {})}}
+    paths: Document = {f"{prefix}/channels": {"get": _operation("channels", "What the caller may read, publish and call", {})}}
     if readable:
         paths[f"{prefix}/subscribe"] = {"get": _subscribe([channel.pattern for channel in readable])}
     if writable:
         media = sorted({_MEDIA[channel.format] for channel in writable})
         paths[f"{prefix}/publish"] = {"post": _publish([channel.pattern for channel in writable], media)}
-    return {
+    document: Document = {
         "openapi": "3.1.0",
         "info": {"title": "longpoll gateway", "version": version},
         "paths": paths,
@@ -96,6 +117,23 @@ def describe(seen: Iterable[Visible], *, prefix: str, version: str) -> Document:
             "schemas": dict(_SCHEMAS),
         },
     }
+    for offer in offers:
+        state = offer.lifecycle.state(now)
+        if state != "gone" and offer.name in ready:
+            _add(document, ready[offer.name], deprecated=state == "deprecated")
+    return document
+
+
+def _add(document: Document, part: Ready, *, deprecated: bool) -> None:
+    """Put in what is said of one route; an operation that is there already stays."""
+    for operation in part.operations:
+        item = document["paths"].setdefault(operation.path, {})
+        item.setdefault(operation.method, operation.deprecated if deprecated else operation.plain)
+    for kind, name, component in part.components:
+        document["components"].setdefault(kind, {}).setdefault(name, component)
+    tags = document.setdefault("tags", []) if part.tags else []
+    known = {tag["name"] for tag in tags}
+    tags += [tag for tag in part.tags if tag["name"] not in known]
 
 
 def _operation(name: str, summary: str, responses: Document, **more: Any) -> Document:

@@ -23,6 +23,7 @@ from gateway import errors
 from gateway.auth.policy import Rule
 from gateway.auth.principal import Principal
 from gateway.auth.templates import Template
+from gateway.lifecycle import ENDLESS, Lifecycle
 from gateway.limits import Holder, Slots, TokenBuckets, refusal_fields
 from gateway.proxy.body import Body
 from gateway.proxy.cache import Cache
@@ -32,7 +33,6 @@ from gateway.proxy.connection import TargetFailed
 from gateway.proxy.forward import Backend, Exchange, Forwarder, Outgoing, Terms
 from gateway.proxy.forwarding import Hop
 from gateway.proxy.headers import STRIPPED, ends_here, forwarded_head, returned_head
-from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.rewriting import HeaderEdits, PathRewrite, Values
 from gateway.proxy.routes import Found, Routes, WrongMethod
 from gateway.proxy.split import Split
@@ -57,7 +57,6 @@ BROKEN = "upstream_broken"
 _SWITCHING_PROTOCOLS = 101
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 _NO_EDITS = HeaderEdits()
-_NO_LIFECYCLE = Lifecycle()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ class Route:
     bucket: TokenBuckets | None = None
     slots: Slots | None = None
     origins: frozenset[str] | None = None
-    lifecycle: Lifecycle = _NO_LIFECYCLE
+    lifecycle: Lifecycle = ENDLESS
     compress: bool = False
     cache: Cache | None = None
 

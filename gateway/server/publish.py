@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
 from gateway import wire
 from gateway.auth.principal import Principal
@@ -102,6 +103,7 @@ class Publish:
         closing: Callable[[], bool],
         body_timeout: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self._admission = admission
         self._channels = channels
@@ -114,6 +116,7 @@ class Publish:
         self._closing = closing
         self._body_timeout = body_timeout
         self._clock = clock
+        self._unix_clock = unix_clock
 
     async def __call__(self, request: web.Request) -> web.Response:
         """Answer one publish."""
@@ -123,6 +126,9 @@ class Publish:
             raise Draining
         given = wire.single(list(request.query.items()), ("channel", "key", "tombstone"))
         target = self._channels.publish_target(_channel(given), principal)
+        lifecycle = target.channel.lifecycle
+        request[EXCHANGE].announced = lifecycle.fields
+        lifecycle.check(self._unix_clock(), channel=target.channel.pattern)
         key = _key(given, target)
         batch = request.content_type == NDJSON and hdrs.CONTENT_TYPE in request.headers
         try:
@@ -141,7 +147,8 @@ class Publish:
         if outcome.error is not None:
             # The same error may be raised for many repeats: without this it would collect their frames.
             raise outcome.error.with_traceback(None)
-        headers = {"Content-Type": "application/json", "Cache-Control": "no-store", **request[EXCHANGE].headers}
+        headers = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-store", **request[EXCHANGE].headers})
+        headers.extend(request[EXCHANGE].announced)
         return web.Response(status=outcome.status, body=msgspec.json.encode(outcome.document), headers=headers)
 
     def _lines(self, body: bytes | None, target: Target) -> list[bytes | GatewayError]:

@@ -2,7 +2,7 @@
 
 Theory of operation. A poll looks; if there is nothing, it parks without an await in between, sleeps until it is woken, and
 looks again. Woken by records, it stands where the hub's moment says. It ends with 200 when there is something to tell, and with
-204 when its time is over: the wait, the token's life, a revocation, or the end of the process.
+204 when its time is over: the wait, the token's life or a channel's, a revocation, or the end of the process.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
 
 from gateway import wire
 from gateway.auth.principal import Principal
@@ -60,8 +61,8 @@ class Large(web.Response):
 class Hold(NamedTuple):
     """For whom and how long a poll is held.
 
-    `until` is monotonic, `expires`: it is the token's expiry. `withdrawals` is how many keys had been withdrawn when the
-    token was found good.
+    `until` is monotonic, `expires`: it is the end of the token or of a channel. `withdrawals` is how many keys had been
+    withdrawn when the token was found good.
     """
 
     principal: Principal
@@ -113,8 +114,12 @@ class Subscribe:
             raise NotAcceptable(JSON)
         poll = self._parse(request)
         until, expires = self._admission.hold_until(principal, poll.wait)
-        hold = Hold(principal, until, expires, withdrawals)
         subscription = self._subscription(poll, principal)
+        request[EXCHANGE].announced = subscription.announcement.fields
+        left = self._left(subscription)
+        if self._clock() + left < until:
+            until, expires = self._clock() + left, True
+        hold = Hold(principal, until, expires, withdrawals)
         if self._lanes is not None and (handover := await self._hand_over(request, poll, subscription, hold)) is not None:
             return handover
         answer, why = await self._answer(subscription, poll, hold)
@@ -141,8 +146,7 @@ class Subscribe:
         peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
         facts = Facts(subscription, poll.wait, hold.principal, exchange.address, peer)
         with self._slot(hold.principal):
-            fields = {"Content-Type": JSON, **self._fields(request, poll, CURSOR)}
-            return self._lanes.offer(parts, facts, fields)
+            return self._lanes.offer(parts, facts, self._fields(request, poll, CURSOR, {hdrs.CONTENT_TYPE: JSON}))
 
     def _count(self, answer: Answer) -> None:
         for pattern, messages in answer.delivered.items():
@@ -174,6 +178,15 @@ class Subscribe:
         if poll.view == "value" and len({selection.format for selection in selections}) > 1:
             raise ParameterInvalid("view", "full, unless all channels have one format")
         return Subscription(selections, poll.limit, poll.max_bytes, poll.view)
+
+    def _left(self, subscription: Subscription) -> float:
+        """Return the seconds until a channel's sunset; Gone after it."""
+        sunset = subscription.announcement.sunset
+        if sunset is None:
+            return math.inf
+        now = self._unix_clock()
+        subscription.check(now)
+        return sunset - now
 
     async def _answer(self, subscription: Subscription, poll: wire.Poll, hold: Hold) -> tuple[Answer, str]:
         """Return the answer, and why the poll ended if it is an empty one."""
@@ -280,20 +293,20 @@ class Subscribe:
         why = CHANGED if waiter.why == TIMEOUT and deadline < until else waiter.why
         return position, why
 
-    def _fields(self, request: web.Request, poll: wire.Poll, cursor: str) -> dict[str, str]:
-        fields = {"Next-Cursor": cursor, "Cache-Control": "private, no-store", **request[EXCHANGE].headers}
+    def _fields(self, request: web.Request, poll: wire.Poll, cursor: str, first: Mapping[str, str]) -> CIMultiDict[str]:
+        exchange = request[EXCHANGE]
+        fields = CIMultiDict({**first, "Next-Cursor": cursor, "Cache-Control": "private, no-store", **exchange.headers})
         if len(cursor) <= wire.MAX_LINKED_CURSOR:
             fields["Link"] = f'<{wire.next_link(request.path, poll)}{cursor}>; rel="next"'
         if poll.applied is not None:
             fields["Preference-Applied"] = f"wait={poll.applied}"
+        fields.extend(exchange.announced)
         return fields
 
     def _respond(self, request: web.Request, poll: wire.Poll, status: int, answer: Answer) -> web.Response:
-        headers = self._fields(request, poll, answer.cursor)
-        if status == web.HTTPOk.status_code:
-            headers = {"Content-Type": JSON, **headers}
+        first: dict[str, str] = {hdrs.CONTENT_TYPE: JSON} if status == web.HTTPOk.status_code else {}
         response = (Large if len(answer.body) > LARGE else web.Response)(
-            status=status, body=answer.body or None, headers=headers
+            status=status, body=answer.body or None, headers=self._fields(request, poll, answer.cursor, first)
         )
         exchange = request[EXCHANGE]
         if exchange.outcome in (DRAINED, REVOKED):

@@ -9,7 +9,7 @@ from gateway.auth.policy import AUTHENTICATED, Scope
 from gateway.auth.templates import parse_template
 from gateway.channels import Segment
 from gateway.config.httpvalues import parameters
-from gateway.proxy.lifecycle import Lifecycle
+from gateway.lifecycle import Lifecycle
 from gateway.proxy.rewriting import PathRewrite
 from gateway.proxy.routes import Match
 
@@ -178,7 +178,7 @@ MOMENT = "a date such as 2027-01-31, or a time such as 2027-01-31T12:00:00Z"
         ("deprecation_info: /docs", "deprecation_info: expected a URL such as https://id.example.com/keys, without user name, password and fragment, got '/docs'"),
         ("successor: v2", "successor: expected a path such as /v2/orders, or a URL, got 'v2'"),
         ("successor: /v2/{id}", "successor: expected a path such as /v2/orders, or a URL, got '/v2/{id}'"),
-        ("descripton: x", "descripton: expected one of hosts, path,"),
+        ("descripton: x", "descripton: expected one of version, deprecated,"),
     ],
 )  # fmt: skip
 def test_mistakes(given, expected):

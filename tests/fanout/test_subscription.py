@@ -1,8 +1,12 @@
 """What a poll asks for is plain data, compared and grouped by value."""
 
+import pytest
+
+from gateway.errors import Gone
 from gateway.fanout.cursor import TopicPosition, partition_for
 from gateway.fanout.hub import Interest
 from gateway.fanout.subscription import Selection, Subscription
+from gateway.lifecycle import Announcement, Lifecycle
 
 
 def channel(name: str, topic: str = "a", key: bytes | None = None, **more: object) -> Selection:
@@ -52,3 +56,16 @@ def test_a_partitioner_counts_only_where_all_channels_of_the_topic_have_keys() -
 def test_the_position_of_a_sleeper_is_the_moment_of_its_topics() -> None:
     moment = {name: TopicPosition(1, {0: n}) for n, name in enumerate("abc")}
     assert subscribe(channel("b", "b"), channel("a")).position_at(moment) == {"a": moment["a"], "b": moment["b"]}
+
+
+def test_the_life_of_channels_is_told_but_makes_no_difference() -> None:
+    """Who reads the same gets the same bytes; a subscription is gone when one of its channels is."""
+    plain, ending = Selection("a", "a", "a"), Selection("b", "b/{x}", "b", lifecycle=Lifecycle(sunset=100.0))
+    assert Selection("b", "b/{x}", "b") == ending
+    assert Subscription((plain,)).announcement == Announcement()
+    both = Subscription((plain, ending))
+    assert both.announcement.sunset == 100.0
+    both.check(99.0)
+    with pytest.raises(Gone) as caught:
+        both.check(100.0)
+    assert caught.value.extra == {"channel": "b/{x}"}

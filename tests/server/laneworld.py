@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from fanout.fakekafka import FakeKafka
+from multidict import CIMultiDict
 
 from gateway.auth.principal import KeyRef, Principal
 from gateway.fanout.cursor import encode
 from gateway.fanout.hub import Hub
 from gateway.fanout.reader import Reader
 from gateway.fanout.subscription import Selection, Subscription
+from gateway.lifecycle import Lifecycle
 from gateway.limits import Slots, TokenBuckets
 from gateway.metrics import CounterFamily, Metrics
 from gateway.server.accesslog import AccessLog
@@ -283,8 +285,12 @@ class World:
         more: str = "",
         limit: int = 100,
         or_none: bool = False,
+        sunset: float | None = None,
     ) -> Client:
-        """Let a client's poll be handed over; `expires` is seconds from now. `or_none`: or stay with the framework."""
+        """Let a client's poll be handed over; `expires` and `sunset` are seconds from now.
+
+        `or_none`: or stay with the framework.
+        """
         topics = topics or ("a",)
         channels = "".join(f"channel={topic}&" for topic in topics)
         target = f"/v1/subscribe?{channels}wait={wait:g}&key={(key or b'').decode()}&limit={limit}&cursor=%"
@@ -294,16 +300,21 @@ class World:
         # One token is one principal, as with the authenticator's cache.
         given = Principal("test", subject, {}, frozenset(), expires_at, signed_by)
         principal = self._principals.setdefault(given, given)
-        selections = tuple(Selection(topic, topic, topic, key) for topic in topics)
+        successor = None if sunset is None else "/v2"
+        lifecycle = Lifecycle(sunset=None if sunset is None else self.unix.now + sunset, successor=successor)
+        selections = tuple(Selection(topic, topic, topic, key, lifecycle=lifecycle) for topic in topics)
         facts = Facts(Subscription(selections, limit), wait, principal, ADDRESS, PEER)
         link = f'<{target.replace("%", CURSOR)}>; rel="next"'
-        fields = {
-            "Content-Type": "application/json",
-            "Next-Cursor": CURSOR,
-            "Link": link,
-            "X-Request-Id": "1",
-            "RateLimit": "x",
-        }
+        fields = CIMultiDict(
+            {
+                "Content-Type": "application/json",
+                "Next-Cursor": CURSOR,
+                "Link": link,
+                "X-Request-Id": "1",
+                "RateLimit": "x",
+            }
+        )
+        fields.extend(facts.subscription.announcement.fields)
         parts = cut(client.request(cursor))
         assert parts is not None
         handover = self.lanes.offer(parts, facts, fields)

@@ -140,15 +140,22 @@ async def test_the_prefix_is_the_operators():
         assert (await gateway.ask("GET", "/v1/subscribe?channel=news&wait=0", headers=gateway.bearer())).status == 404
 
 
+LIVES = {"aging": "deprecated", "going": "active", "retired": "gone"}
+
+
 async def test_the_list_of_channels(gateway: Live):
     """What the caller may read and publish, by pattern, and nothing of the rest."""
     reply = await gateway.ask("GET", "/v1/channels", headers=gateway.bearer(token("ann", rooms=["lobby"])))
     listed = {entry["channel"]: entry for entry in reply.json["channels"]}
-    assert set(listed) == {"news", "notes", "blobs", "alerts", "chat/{room}", "inbox"}
+    assert set(listed) == {"news", "notes", "blobs", "alerts", "chat/{room}", "inbox", *LIVES, "retired/{room}"}
     assert listed["news"] == {
         "channel": "news", "read": True, "publish": True, "format": "json", "headers": ["trace"],
-        "keyed": False, "priority": 100, "description": "",
+        "keyed": False, "priority": 100, "description": "", "version": None,
+        "lifecycle": {"state": "active", "deprecated": None, "deprecation_info": None, "sunset": None, "successor": None},
     }  # fmt: skip
+    assert {name: listed[name]["lifecycle"]["state"] for name in LIVES} == LIVES
+    assert listed["aging"]["version"] == "v1"
+    assert reply.json["routes"] == []
     assert (listed["alerts"]["publish"], listed["alerts"]["priority"], listed["alerts"]["keyed"]) == (False, 1, True)
     of_bob = await gateway.ask("GET", "/v1/channels", headers=gateway.bearer(token("bob", other=True)))
-    assert {entry["channel"] for entry in of_bob.json["channels"]} == {"news", "notes", "blobs", "alerts"}
+    assert {entry["channel"] for entry in of_bob.json["channels"]} == {"news", "notes", "blobs", "alerts", *LIVES}

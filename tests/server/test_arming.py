@@ -320,6 +320,16 @@ def test_the_end_of_a_token_is_near_when_it_comes_before_the_waits_end(wait: flo
     assert (one.expires, one.near, one.over) == (1_000.0, near, over)
 
 
+def test_of_two_ends_the_first_counts() -> None:
+    """That of the token or that of a channel, in any order; which is refused ahead is each one's own."""
+    ends = [(1_000.0, 1.0), (1_000.5, 0.0)]
+    for order in (ends, ends[::-1]):
+        one = armed(QUERY % b"a", wait=30.0)
+        for at, least in order:
+            one.expire(at, least)
+        assert (one.expires, one.near, one.over) == (1_000.0, 970.0, 999.0)
+
+
 def test_a_revoked_head_answers_nothing() -> None:
     """At no time; its token's end stays, for the poll that is parked by it."""
     one = armed(QUERY % b"a")

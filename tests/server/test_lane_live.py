@@ -10,6 +10,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -122,6 +123,25 @@ async def test_the_hold_ends_with_the_token(gateway: Live, laned: bool):
     metrics = await gateway.metrics()
     assert metrics["gateway_answers_total{expired,poll}"] == 1
     assert metrics["gateway_auth_refusals_total{token_expired}"] == 1
+
+
+async def test_the_hold_ends_with_the_channel(laned: bool):
+    """At its sunset the poll is an empty answer, and the next one, over the same connection, learns what comes after it."""
+    sunset = datetime.fromtimestamp(time.time() + 1.5, UTC).isoformat()
+    ending = {"topic": "notes", "format": "text", "sunset": sunset, "successor": "/v1/subscribe?channel=notes"}
+    async with live(lane={"enabled": laned}, channels={"ending": ending}) as gateway:
+        async with clients(gateway, 1, "ending") as [client]:
+            [hold] = holding(client)
+            await gateway.parked(1)
+            assert len(lanes(gateway)) == (1 if laned else 0)
+            ended = await hold
+            assert (ended.status, "sunset" in ended.headers, "connection" in ended.headers) == (204, True, False)
+            gone = await client.poll(wait=20)
+            assert (gone.status, gone.document["code"]) == (410, "gone")
+            assert gone.document["successor"] == "/v1/subscribe?channel=notes"
+        stored = await gateway.publish("ending", b"x")
+        assert stored.code == "forbidden"
+        assert (await gateway.metrics())["gateway_answers_total{expired,poll}"] == 1
 
 
 async def test_a_withdrawn_key_ends_what_it_has_signed(tmp_path, laned: bool):

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 import pytest
+from multidict import CIMultiDict
 from server.laneworld import ADDRESS, PEER, Client, World
 
 from gateway.auth.principal import KeyRef, Principal
@@ -181,7 +182,7 @@ async def test_what_the_tails_cannot_tell_is_not_taken_over(world: World):
 
     def offered(cursor: str) -> bool:
         facts = Facts(subscription, 30.0, Principal("test", "ann", {}, frozenset(), None, None), ADDRESS, PEER)
-        return world.lanes.offer(Cut(b"", cursor.encode(), b""), facts, {}) is not None
+        return world.lanes.offer(Cut(b"", cursor.encode(), b""), facts, CIMultiDict()) is not None
 
     end = world.end("a")
     assert offered(end)
@@ -620,6 +621,53 @@ async def test_a_token_that_ends_while_its_cohort_moves_ends_the_poll_there(worl
     assert client.parked
     await world.after(4.3)
     assert client.outcomes == [204]
+
+
+async def test_a_sunset_before_the_waits_end_ends_the_poll(world: World):
+    """As the end of a token does, within a tick; the next poll is for the framework, which says why."""
+    client = world.client("a", sunset=5.0)
+    await world.after(4.9)
+    assert client.outcomes == []
+    await world.after(0.3)
+    assert client.outcomes == [204]
+    assert not client.answer.closes
+    assert world.counted(world.metrics.answers) == {"expired": 1}
+    client.poll()
+    assert client.replayed == client.request()
+    held(world)
+
+
+async def test_a_poll_is_good_until_the_sunset(world: World):
+    """Unlike one that its token would end within a second: what comes after a 204 is announced in it."""
+    client = world.client("a", sunset=5.0)
+    world.say()
+    await world.turn()
+    await world.after(4.9)
+    client.poll()
+    assert client.parked
+    await world.after(0.3)
+    assert client.outcomes == [200, 204]
+
+
+async def test_the_first_end_counts(world: World):
+    """That of the token, or that of the channel."""
+    late, early = world.client("a", sunset=9.0, expires=5.0), world.client("b", sunset=5.0, expires=9.0)
+    await world.after(5.3)
+    assert (late.outcomes, early.outcomes) == ([204], [204])
+
+
+async def test_all_answers_of_a_lane_tell_of_the_sunset(world: World):
+    """The head that a crowd shares has all the fields, also two of one name."""
+    client = world.client("a", sunset=50.0, wait=3)
+    world.say()
+    await world.turn()
+    client.poll()
+    await world.after(3.2)
+    assert client.outcomes == [200, 204]
+    for answer in client.answers:
+        assert answer.fields["Sunset"] == "Sun, 22 Nov 2026 08:00:50 GMT"
+    assert client.transport.written.count(b'rel="next"\r\nSunset: ') == 2
+    assert client.transport.written.count(b'\r\nLink: </v2>; rel="successor-version"\r\n') == 2
 
 
 async def test_a_wait_that_ends_before_the_token_is_nothing_early(world: World):

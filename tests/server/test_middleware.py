@@ -11,7 +11,7 @@ from waiting import eventually
 
 PAGE, OTHER = "https://app.test", "https://evil.test"
 CORS = {"cors": {"origins": [PAGE]}}
-EXPOSED = "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff"
+EXPOSED = "Next-Cursor, Link, Retry-After, RateLimit, RateLimit-Policy, Preference-Applied, Backoff, Deprecation, Sunset"
 
 
 def replace_channels_handler(gateway: Live, answer) -> None:

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from livegateway import Live, live, token
+from multidict import CIMultiDict
 from waiting import eventually
 
 from gateway import errors
@@ -521,7 +522,7 @@ async def test_a_handler_may_give_its_connection_away(taken: Taken):
         make = connection.maker()
         given.append((handover, connection.leave(), make))
 
-    taken.gives = Handover(Cut(b"", b"", b""), {"Next-Cursor": "x"}, take)
+    taken.gives = Handover(Cut(b"", b"", b""), CIMultiDict({"Next-Cursor": "x"}), take)
     assert taken.server.connections == [taken.connection]
     task = taken.connection._task_handler
     await taken.send(get())
