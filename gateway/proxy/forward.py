@@ -285,7 +285,7 @@ class Forwarder:
                 exchange = await self._attempt(backend, target, terms, request, until)
             except TargetFailed as failed:
                 self._ended(backend, target, terms, period, Verdict.FAILURE, _outcome(failed))
-                if not self._again(_attempted(failed), backend, retries, request, attempts, until):
+                if not self._again(_attempted(failed), backend, terms, request, attempts, until):
                     raise _given_up(failed) from failed
                 failure = failed
             except BaseException:
@@ -303,19 +303,19 @@ class Forwarder:
 
     def _is_last(self, exchange: Exchange, backend: Backend, retries: Retries, request: Outgoing, until: float) -> bool:
         return exchange.message.code not in retries.statuses or not self._again(
-            Attempted.STATUS, backend, retries, request, exchange.attempts, until
+            Attempted.STATUS, backend, exchange.terms, request, exchange.attempts, until
         )
 
     def _again(
         self,
         attempted: Attempted,
         backend: Backend,
-        retries: Retries,
+        terms: Terms,
         request: Outgoing,
         attempts: int,
         until: float,
     ) -> bool:
-        now = self._clock()
+        now, retries = self._clock(), backend.retries if terms.retries else NEVER
         return (
             now < until
             and may_retry(
@@ -326,7 +326,8 @@ class Forwarder:
                 attempts_done=attempts,
                 limit=retries.attempts,
             )
-            and backend.budget.take(now)
+            # A held request costs a target next to nothing: when one dies with a thousand of them, all may go elsewhere.
+            and (terms.held or backend.budget.take(now))
         )
 
     def _ended(self, backend: Backend, target: Target, terms: Terms, period: int, verdict: Verdict, outcome: str) -> None:

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from gateway.proxy.connection import Connection, TargetFailed, TargetTimedOut
 
 TICK = 0.1
-"""Seconds between two looks at the clocks of all connections."""
+"""Seconds between two looks at the clocks of connections."""
+
+_FEW = 256
+_LOOKS = 10
 
 
 class Pool:
@@ -40,6 +43,7 @@ class Pool:
         self._server_name = server_name
         self._idle: dict[str, list[Connection]] = {}
         self._open: dict[Connection, str] = {}
+        self._unseen: list[Connection] = []
 
     def __repr__(self) -> str:
         idle = self.idle
@@ -109,7 +113,7 @@ class Pool:
     def tick(self) -> None:
         """End what is overdue, and close what nobody has used for long."""
         now = self._clock()
-        for connection in list(self._open):
+        for connection in self._some():
             connection.tick(now)
         for address, kept in list(self._idle.items()):
             old = now - self._keepalive
@@ -119,6 +123,17 @@ class Pool:
                 connection.abort()
             if not kept:
                 del self._idle[address]
+
+    def _some(self) -> list[Connection]:
+        """Return the connections that are looked at now: all, or of many a tenth, each once a second."""
+        if len(self._open) <= _FEW:
+            return list(self._open)
+        if not self._unseen:
+            self._unseen = list(self._open)
+        share = len(self._open) // _LOOKS + 1
+        some = self._unseen[-share:]
+        del self._unseen[-share:]
+        return some
 
     def close(self) -> None:
         """Close all connections."""

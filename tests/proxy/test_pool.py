@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -187,6 +188,27 @@ async def test_its_clock_looks_at_all_connections() -> None:
             await answered
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_many_connections_are_looked_at_in_turn() -> None:
+    """Thousands of long polls must not cost anything ten times a second: each is seen once in ten looks."""
+    clock = Clock()
+    pool = Pool(idle=1, keepalive=60, clock=clock)
+    seen: Counter[int] = Counter()
+
+    class Still:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def tick(self, now: float) -> None:
+            assert now == clock.now
+            seen[self.number] += 1
+
+    pool._open = {Still(number): "a:1" for number in range(1_000)}  # type: ignore[dict-item,misc]
+    for _ in range(10):
+        pool.tick()
+    assert set(seen.values()) == {1}
+    assert len(seen) == 1_000
 
 
 async def test_tls() -> None:
