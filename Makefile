@@ -16,6 +16,8 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 
 # Options for pytest and for the benchmark, as in `make test ARGS="tests/fanout -x"`.
 ARGS ?=
+# All tests run in several processes, a file in one of them; some tests in one, with nothing in between when they fail.
+PARALLEL := $(if $(ARGS),,-n auto --maxprocesses 4 --dist loadfile)
 # COVERAGE=1 has `make test` measure; `make check` sets it.
 COVERAGE ?=
 
@@ -29,7 +31,7 @@ run: $(STAMP) ## start the gateway with a Kafka broker of its own, demo channels
 
 test: $(STAMP) ## run all tests (ARGS="tests/fanout -x" for some of them)
 	$(if $(COVERAGE),@$(PY) -m coverage erase)
-	$(PY) -m $(if $(COVERAGE),coverage run -m )pytest $(ARGS)
+	$(PY) -m $(if $(COVERAGE),coverage run -m )pytest $(PARALLEL) $(ARGS)
 
 check: COVERAGE := 1
 check: lint types imports test coverage ## all that must pass: format, lint, types, imports, tests, coverage

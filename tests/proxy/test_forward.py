@@ -250,9 +250,12 @@ async def test_no_budget_no_retry() -> None:
 
 async def test_a_held_request_may_go_elsewhere_without_a_budget() -> None:
     """When a target dies with a thousand long polls, no other is overloaded by taking them."""
-    async with backend(failing()) as bad, backend(answering(ok())) as good:
-        async with world(bad.address, good.address, budget=Budget(0.0, 0.0), held=True) as made:
-            assert {(await made.get())[0] for _ in range(4)} == {200}
+    async with (
+        backend(failing()) as bad,
+        backend(answering(ok())) as good,
+        world(bad.address, good.address, budget=Budget(0.0, 0.0), held=True) as made,
+    ):
+        assert {(await made.get())[0] for _ in range(4)} == {200}
 
 
 async def test_a_route_without_retries() -> None:
