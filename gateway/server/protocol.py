@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
@@ -232,7 +234,8 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has already begun")
         response = problem_response(error, request_id)
-        # By the header as well: what could not be parsed counts as HTTP/1.0 here, where aiohttp leaves it out.
+        # RFC 9112 §2.3 has a server tell its own version; aiohttp counts what could not be parsed as HTTP/1.0, and answers so.
+        request._version = HttpVersion11  # noqa: SLF001
         response.headers.update({"Connection": "close", "X-Request-Id": request_id})
         self._on_refused(response.status)
         response.force_close()
