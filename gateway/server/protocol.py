@@ -22,6 +22,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from gateway import errors, wire
 from gateway.server.arming import HEAD_END, MAX_HEAD
 from gateway.server.departure import Departure
+from gateway.server.heads import check_head
 
 _log = logging.getLogger(__name__)
 SERVER = "longpoll-gateway"
@@ -72,6 +73,17 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
     if isinstance(error, BadHttpMessage) and "Too many headers" in error.message:
         return errors.HeadTooLarge(field_limit)
     return errors.RequestMalformed()
+
+
+def checked(handler: Callable[[Any], Any]) -> Callable[[web.BaseRequest], Any]:
+    """Return a handler that sees no head but good ones; `Connection.handle_error` answers the others."""
+
+    async def check(request: web.BaseRequest) -> web.StreamResponse:
+        check_head(request._message)  # noqa: SLF001  # there is no public way to what the parser gave
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    return check
 
 
 class Relayed(web.StreamResponse):
@@ -225,7 +237,10 @@ class Connection(RequestHandler):
         if isinstance(exc, ConnectionError):
             raise exc
         request_id = secrets.token_hex(8)
-        if status == web.HTTPBadRequest.status_code:
+        error: errors.GatewayError
+        if isinstance(exc, errors.GatewayError):
+            error = exc
+        elif status == web.HTTPBadRequest.status_code:
             error = from_parser(exc, line_limit=self.max_line_size, field_limit=self.max_field_size)
             _log.debug("refused a head: %s", error.code)
         else:
@@ -310,7 +325,7 @@ class Runner(web.AppRunner):
         self._app.freeze()
         inside = self._app._handle  # noqa: SLF001
         return Server(
-            inside if self._door is None else self._door(inside),
+            checked(inside if self._door is None else self._door(inside)),
             request_factory=self._app._make_request,  # noqa: SLF001
             loop=loop,
             access_log=None,
