@@ -25,6 +25,8 @@ from gateway.server.departure import Departure
 from gateway.server.heads import check_head
 
 _log = logging.getLogger(__name__)
+_UNKNOWN = b"?"
+"""In the place of a body's last bytes, where those do not tell that nothing came behind it."""
 SERVER = "longpoll-gateway"
 
 # While a poll is parked nothing is in flight that could fail: probes after 30 s without a segment, every 10 s, find out. A
@@ -103,7 +105,7 @@ class Relayed(web.StreamResponse):
 class Connection(RequestHandler):
     """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
 
-    __slots__ = ("_body", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
+    __slots__ = ("_body", "_chunks", "_end", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
 
     def __init__(
         self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
@@ -114,6 +116,9 @@ class Connection(RequestHandler):
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
+        # A body behind which the parser must not go on, and the last bytes that came of it.
+        self._chunks: StreamReader | None = None
+        self._end = b""
         # What came in since the last answer: its beginning, or None where one request's bytes could not be told from the next
         # one's; and the number of bytes.
         self._head: bytes | None = b""
@@ -133,8 +138,11 @@ class Connection(RequestHandler):
             self._received += len(data)
             if len(self._head) < MAX_HEAD:
                 self._head += data
+        count = self._request_count
         super().data_received(data)
         self._watch_body()
+        if self._chunks is not None or count != self._request_count:
+            self._watch_ends(data, self._request_count - count)
         # A connection that has just been made does not wait for anything yet, but the first bytes may be there already.
         idle = self._request_count == 0 if self._waiter is None else not self._waiter.done()
         waiting = idle and not self._messages
@@ -213,6 +221,64 @@ class Connection(RequestHandler):
             self._body = body
         elif self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the body is not framed as its head says"))
+
+    def _watch_ends(self, data: bytes, count: int) -> None:
+        """Read nothing behind a message of which the parser does not know the end well.
+
+        It loses what came in one piece with a request to switch to a protocol that it does not know: were the connection to go
+        on, answers would be taken for those to other requests. `count`: how many requests have come in with `data`.
+        """
+        self._watch_chunks(data, count)
+        if count == 0 or self._upgraded or not self._messages:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, _ErrInfo) or not message.upgrade:
+            return
+        # Behind a body nothing tells; without one, the head has to be all that came.
+        alone = count == 1 and (data.find(HEAD_END) == len(data) - len(HEAD_END) or HEAD_END.endswith(data))
+        if not body.is_eof():
+            self._chunks, self._end = body, _UNKNOWN
+        elif not alone:
+            self.close()
+
+    def _watch_chunks(self, data: bytes, count: int) -> None:
+        """Take a fresh parser behind a body in chunks; what came in together with its end is not read (RFC 9112 §9.3.2).
+
+        aiohttp's parser keeps the last trailer field of such a body and gives it to the head of the next request, which may be
+        somebody else's where a proxy shares its connections. `count`: how many requests have come in with `data`.
+        """
+        for left in range(count, 0, -1):
+            message, body = self._messages[-left]
+            if isinstance(message, _ErrInfo):
+                continue
+            if self._chunks is not None:
+                for _ in range(left):
+                    self._messages.pop()
+                self.close()
+                return
+            if message.chunked:
+                self._chunks, self._end = body, b""
+        if self._chunks is None:
+            return
+        if self._end != _UNKNOWN:
+            self._end = (self._end + data[-len(HEAD_END) :])[-len(HEAD_END) :]
+        if not self._chunks.is_eof():
+            return
+        self._chunks = None
+        if self._end != HEAD_END or len(self._messages) >= self._max_msg_queue_size:
+            self.close()
+            return
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
 
     def _stop_counting(self) -> None:
         if self._head_handle is not None:

@@ -30,7 +30,7 @@ class Relay:
         self._protocol = protocol
         self._modern = request.version >= HttpVersion11
         self._bodiless = request.method == hdrs.METH_HEAD
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and not protocol._close  # noqa: SLF001  # nothing more will be read
         self._chunked = False
         self._ended = False
         self.began = False
