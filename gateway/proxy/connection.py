@@ -57,9 +57,11 @@ class Connection(BaseProtocol):
     __slots__ = (
         "_answer",
         "_body",
+        "_chunked",
         "_due",
         "_failure",
         "_heard",
+        "_hints",
         "_idle",
         "_idle_due",
         "_informational",
@@ -82,6 +84,9 @@ class Connection(BaseProtocol):
         self._failure: TargetFailed | None = None
         # The end of a chunked body that announced trailer fields: the parser drops them.
         self._tail: bytes | None = None
+        # aiohttp's parser keeps the last trailer field and gives it to the next head: it must not see one.
+        self._chunked = False
+        self._hints = 0
         self.began = False
         self.reusable = True
         self.used = 0
@@ -106,7 +111,7 @@ class Connection(BaseProtocol):
         `bodiless`: there is no body whatever the head says (RFC 9110 §9.3.2, HEAD); such an answer is the last on its
         connection. `informational` is called with each 1xx answer. The future ends with TargetFailed if none comes.
         """
-        if self._parser is None or bodiless:
+        if self._parser is None or bodiless or self._chunked:
             self._parser = HttpResponseParser(
                 self,
                 self._loop,
@@ -117,6 +122,8 @@ class Connection(BaseProtocol):
                 read_until_eof=True,
                 auto_decompress=False,
             )
+        self._chunked = False
+        self._hints = 0
         if bodiless:
             self.reusable = False
         future = self._answer = self._loop.create_future()
@@ -253,6 +260,7 @@ class Connection(BaseProtocol):
         self._body = body
         if message.should_close:
             self.reusable = False
+        self._chunked = bool(message.chunked)
         if message.chunked and "Trailer" in message.headers:
             self._tail = data[-MAX_TRAILERS:]
         if not future.done():
