@@ -17,6 +17,8 @@ from aiohttp.http_parser import HeadersParser, HttpParser, HttpResponseParser, R
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 
+from gateway.proxy.headers import well_formed
+
 READ_BYTES = 2**16
 """Bytes of a body that are read ahead of the client, about; twice as many stop the reading."""
 
@@ -267,6 +269,9 @@ class Connection(BaseProtocol):
 
     def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> None:
         future = self._answer
+        if not well_formed(message):
+            self._fail(TargetFailed("the answer is not well-formed", began=True))
+            return
         if message.code < _OK and message.code != _SWITCHING_PROTOCOLS:
             self._hints += 1
             if self._hints > MAX_INFORMATIONAL:

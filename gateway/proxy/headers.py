@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
+from aiohttp.http_parser import RawResponseMessage
 from multidict import CIMultiDict
 
 from gateway.errors import Forbidden, UpstreamFailed
@@ -31,6 +32,11 @@ MAX_PASSES: Final = 8
 """Times that one request may come through gateways of ours: more are a loop."""
 
 # All but letters and digits becomes "-", letters become small.
+_NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_LEAST_STATUS: Final = 100
+_VERSIONS: Final = ((1, 0), (1, 1))
+
 _NORMAL: Final = bytes(ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else ord("-") for b in range(256))  # noqa: PLR2004
 
 # RFC 9110, section 7.6.1, and what else ends at a proxy: sections 11.7 (authentication), 10.1.1 (Expect, which the gateway
@@ -79,6 +85,33 @@ def _known(name: bytes) -> tuple[int, bytes, str]:
     if key in _NOTED:
         return (_LOOKED_AT if name.lower() == key else _MISSPELLED), key, text
     return (_OF_PROXY if key in _OF_PROXIES or key.startswith(b"x-forwarded-") else _PLAIN), key, text
+
+
+def well_formed(message: RawResponseMessage) -> bool:
+    """Tell whether the head of an answer is one: aiohttp's parser takes more from servers than it is safe to pass on.
+
+    That is: other versions, a status below 100, a transfer coding that is not chunked alone or comes with HTTP/1.0 (RFC 9112
+    §6.1), blanks in names (§5.1), and control characters (RFC 9110 §5.5).
+    """
+    version, raw, headers = message.version, message.raw_headers, message.headers
+    if version not in _VERSIONS or message.code < _LEAST_STATUS:
+        return False
+    if "Transfer-Encoding" in headers and (
+        version.minor == 0 or [coding.lower() for coding in headers.getall("Transfer-Encoding")] != ["chunked"]
+    ):
+        return False
+    names, values = b"".join([name for name, _ in raw]), b"".join([value for _, value in raw])
+    reason = message.reason.encode("utf-8", "surrogateescape")
+    return _NAMES.fullmatch(names) is not None and _CONTROL.search(values + reason) is None
+
+
+def head_bytes(line: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return a head as it is sent, its bytes over 127 as they came; ValueError if a field cannot be one."""
+    lines = [line, *[f"{name}: {value}" for name, value in fields]]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
+        raise ValueError("a header field with a line break")
+    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 def stripped_names(claims: Iterable[str] = (), *, authorization: bool = False) -> frozenset[bytes]:
