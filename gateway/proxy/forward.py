@@ -37,6 +37,7 @@ CONTINUE_SECONDS = 1.0
 """Time that a target gets to say 100 Continue before the body is sent all the same (RFC 9110 §10.1.1)."""
 
 _CONTINUE = 100
+_SWITCHING_PROTOCOLS = 101
 _DRAIN_STEP = 0.1
 # What tells that a target is not well; 501 and 505 tell of the request.
 _FAILURES = frozenset({500, 502, 503, 504})
@@ -381,6 +382,7 @@ class Forwarder:
             if terms.held:
                 self._held[answered] = None
             answer = await answered
+            _check_switch(request, answer)
         except BaseException:
             connection.abort()
             if answered.done() and not answered.cancelled():
@@ -427,6 +429,12 @@ def _informed(request: Outgoing, invited: asyncio.Event | None) -> Callable[[Raw
             request.on_informational(message)
 
     return informed
+
+
+def _check_switch(request: Outgoing, answer: Answer) -> None:
+    # RFC 9110 §7.8: never to a protocol that was not asked for.
+    if answer.message.code == _SWITCHING_PROTOCOLS and "Upgrade" not in request.headers:
+        raise TargetFailed("switched protocols unasked", began=True)
 
 
 def _looked_at(pump: asyncio.Task[None]) -> None:
