@@ -25,6 +25,7 @@ from gateway.auth.templates import Template
 from gateway.proxy.body import Body
 from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from gateway.proxy.events import Event
+from gateway.proxy.headers import head_bytes, returned_trailers
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Attempted, Budget, backoff, may_retry
 from gateway.proxy.target import Target
@@ -119,12 +120,7 @@ class Outgoing:
 
     def head(self) -> bytes:
         """Return the head; ValueError if a field cannot be one."""
-        lines = [f"{self.method} {self.target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        text = "\r\n".join(lines)
-        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-            raise ValueError("a header field with a line break")
-        return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        return head_bytes(f"{self.method} {self.target} HTTP/1.1", self.headers.items())
 
 
 @dataclass(slots=True)
@@ -176,7 +172,7 @@ class Exchange:
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Return the fields behind the body, once that has been read; None without any."""
-        return self.connection.trailers()
+        return returned_trailers(self.connection.trailers())
 
     def hold(self) -> None:
         """Count it as held from now on, without any bound of time: it is a stream of events, or switches protocols."""

@@ -64,6 +64,7 @@ _END_TO_END: Final = frozenset((
     "if-unmodified-since", "last-modified", "location", "origin", "range", "retry-after", "set-cookie",
     "strict-transport-security", "vary", "www-authenticate", "x-api-key", "x-real-ip",
 ))  # fmt: skip
+_NEVER_BEHIND: Final = _NOTED | {name.encode() for name in _END_TO_END} | {b"x-request-id"}
 # Kinds of fields in a request; from the third on they may be passed.
 _MISSPELLED, _LOOKED_AT, _OF_PROXY, _PLAIN = range(4)
 _OPTIONS_OF_ITS_OWN: Final = frozenset(("close", "keep-alive", "te", "upgrade", ""))
@@ -207,6 +208,15 @@ def returned_head(raw: Raw, *, version: str = "1.1", upgrade: bool = False, trai
     kept += _of_this_connection(told, options, upgrade=upgrade, trailers=trailers)
     kept.append(_via(told, version))
     return CIMultiDict(kept)
+
+
+def returned_trailers(fields: CIMultiDict[str] | None) -> CIMultiDict[str] | None:
+    """Return the fields behind an answer's body that may be passed on (RFC 9110 §6.5.1); None without any.
+
+    What frames a message, belongs to one connection, or is acted upon before the body has come is none of them.
+    """
+    kept = [(name, value) for name, value in (fields or {}).items() if normal(name) not in _NEVER_BEHIND]
+    return CIMultiDict(kept) if kept else None
 
 
 def _options(told: Mapping[bytes, list[str]]) -> frozenset[str]:
