@@ -162,9 +162,9 @@ class Proxy:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             target = request._message.path  # noqa: SLF001  # as sent; the public property is the same text from a URL object
             path, _, query = target.partition("?")
+            host, path = _authority(request, path)
             if path in self._own:
                 return await application(request)
-            host, path = _authority(request, path)
             found = self._find(request, host, path, query)
             if found is None:
                 return await application(request)
