@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
+from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
 from gateway import errors
@@ -55,6 +56,8 @@ BROKEN = "upstream_broken"
 """The outcome of an answer that broke off: its connection is cut."""
 
 _SWITCHING_PROTOCOLS = 101
+_WITH_BODY = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
+_METHODS = (*sorted(_WITH_BODY | {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE}), hdrs.METH_OPTIONS)
 _NO_EDITS = HeaderEdits()
 _NO_LIFECYCLE = Lifecycle()
 
@@ -387,6 +390,8 @@ class Proxy:
             upgrade=body is None and message.upgrade and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket",
             trailers=False,
         )
+        if body is None and request.method in _WITH_BODY:
+            headers[hdrs.CONTENT_LENGTH] = "0"  # RFC 9110 §8.6: some wait for a body otherwise, or answer 411
         if body is not None:
             headers.popall(hdrs.CONTENT_LENGTH, None)
             if body.length is None:
@@ -413,7 +418,6 @@ class Proxy:
         request, message = passage.request, passage.message
         length = request.content_length
         if not message.chunked and not length:
-            # RFC 9110 §8.6: a POST without a body says so.
             return None
         return Body(
             request.content,
