@@ -239,13 +239,28 @@ class Proxy:
         principal = await self._identify(passage)
         passage.values = Values(passage.found.parameters, principal, request.headers)
         if ends_here(request.method, passage.message.raw_headers):
-            raise errors.MethodNotAllowed(())
+            return self._end_here(passage)
         holder = self._charge(passage, principal)
         try:
             return await self._forward(passage)
         finally:
             if holder is not None and route.slots is not None:
                 route.slots.release(holder)
+
+    def _end_here(self, passage: Passage) -> web.StreamResponse:
+        """Answer as the last one that a request may reach (RFC 9110 §7.6.2); not to TRACE, which could tell secrets (§9.3.8)."""
+        request, hop, relay = passage.request, passage.hop, passage.relay
+        taken = [method for method in _METHODS if self._takes(method, hop.host, passage)]
+        if request.method != hdrs.METH_OPTIONS:
+            raise errors.MethodNotAllowed(tuple(taken))
+        headers = CIMultiDict({hdrs.ALLOW: ", ".join(taken)})
+        self._dress(passage, headers)
+        relay.send(204, "", headers, b"")
+        self._done(request, passage, passage.facts, relay)
+        return relay.result
+
+    def _takes(self, method: str, host: str, passage: Passage) -> bool:
+        return isinstance(self._routes.find(host, method, passage.path, passage.query, passage.request.headers), Found)
 
     async def _identify(self, passage: Passage) -> Principal | None:
         if passage.route.public:
