@@ -118,6 +118,12 @@ class Passage:
     upstream: str | None = None
     body: Body | None = None
     held: bool = False
+    expects: bool = False
+    """The client waits for 100 Continue."""
+
+    def target(self, path: str) -> str:
+        """Return a target with this path and the query as sent."""
+        return f"{path}?{self.query}" if "?" in self.message.path else path
 
 
 class Proxy:
@@ -333,7 +339,7 @@ class Proxy:
             outgoing.method,
             self._scheme,
             passage.hop.host,
-            passage.message.path,
+            passage.target(passage.path),
             outgoing.headers,
             authenticated=not route.public,
             anonymous=route.public and not route.claims,
@@ -421,7 +427,7 @@ class Proxy:
             headers[hdrs.EXPECT] = "100-continue"
         return Outgoing(
             request.method,
-            f"{path}?{passage.query}" if "?" in message.path else path,
+            passage.target(path),
             headers,
             body,
             expects=expects,
