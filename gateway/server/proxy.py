@@ -365,7 +365,8 @@ class Proxy:
     ) -> None:
         """Send an answer: all at once if its body is there, else as it comes."""
         route, relay = passage.route, passage.relay
-        if self._closing():
+        if self._closing() or (passage.expects and not passage.request.content.is_eof()):
+            # RFC 9110 §10.1.1: whether the body that was not asked for will come all the same, nobody knows.
             relay.close()
         coding = None
         if route.compress and pays(status, headers, _size(headers, whole)):
@@ -422,7 +423,13 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         route.request_edits.apply(headers, passage.values)
         path = passage.path if route.rewrite is None else route.rewrite.apply(passage.found)
-        expects = body is not None and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        # RFC 9110 §10.1.1: in HTTP/1.0 it means nothing.
+        expects = (
+            body is not None
+            and request.version >= HttpVersion11
+            and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        )
+        passage.expects = expects
         if expects:
             headers[hdrs.EXPECT] = "100-continue"
         return Outgoing(
