@@ -192,6 +192,7 @@ class Proxy:
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
+                preflight["X-Request-Id"] = facts.request_id
                 relay.send(204, "", preflight, b"")
                 self._done(request, None, facts, relay)
                 return relay.result
@@ -369,7 +370,9 @@ class Proxy:
             # RFC 9110 §10.1.1: whether the body that was not asked for will come all the same, nobody knows.
             relay.close()
         coding = None
-        if route.compress and pays(status, headers, _size(headers, whole)):
+        # RFC 9110 §9.3.2: an answer to HEAD has the head of that to GET.
+        size = _size(headers, None if passage.request.method == hdrs.METH_HEAD else whole)
+        if route.compress and pays(status, headers, size):
             coding = coding_for(passage.request.headers.get(hdrs.ACCEPT_ENCODING))
             mark(headers, coding)
         self._dress(passage, headers)
@@ -409,7 +412,7 @@ class Proxy:
             host=route.host,
             stripped=route.stripped,
             vouched=[(name, passage.values.text(template)) for name, template in route.claims],
-            upgrade=body is None and message.upgrade and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket",
+            upgrade=body is None and _wants_websocket(request, message),
             trailers=False,
         )
         if body is None and request.method in _WITH_BODY:
@@ -652,6 +655,11 @@ def _authority(request: web.BaseRequest, path: str) -> tuple[str, str]:
         host, slash, rest = rest.partition("/")
         return host, slash + rest or "/"
     return request.headers.get(hdrs.HOST, ""), path
+
+
+def _wants_websocket(request: web.BaseRequest, message: RawRequestMessage) -> bool:
+    # RFC 9110 §7.8: in HTTP/1.0 it means nothing.
+    return message.upgrade and message.version >= HttpVersion11 and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
 
 
 async def fetched(exchange: Exchange) -> Fetched:
