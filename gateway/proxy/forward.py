@@ -381,7 +381,7 @@ class Forwarder:
             _check_switch(request, answer)
         except BaseException:
             connection.abort()
-            if answered.done() and not answered.cancelled():
+            if not answered.cancel() and not answered.cancelled():
                 answered.exception()
             if pump is not None:
                 pump.cancel()
