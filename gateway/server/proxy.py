@@ -255,7 +255,7 @@ class Proxy:
                 route.slots.release(holder)
 
     def _end_here(self, passage: Passage) -> web.StreamResponse:
-        """Answer as the last one that a request may reach (RFC 9110 §7.6.2); not to TRACE, which could tell secrets (§9.3.8)."""
+        """Answer as the last one that a request may reach (RFC 9110 §7.6.2); TRACE could tell secrets (§9.3.8)."""
         request, hop, relay = passage.request, passage.hop, passage.relay
         taken = [method for method in _METHODS if self._takes(method, hop.host, passage)]
         if request.method != hdrs.METH_OPTIONS:
