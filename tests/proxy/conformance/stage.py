@@ -26,6 +26,9 @@ class End:
     """One end of a connection; `ended`: the other side has ended it, `cut` if by a reset."""
 
     def __init__(self, connection: socket.socket) -> None:
+        # Small, so that a side that does not read is soon noticed.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setblocking(False)
         self.socket = connection
