@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HeadersParser, HttpResponseParser, RawResponseMessage
+from aiohttp.http_parser import HeadersParser, HttpParser, HttpResponseParser, RawResponseMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
+
+from gateway.proxy.headers import well_formed
 
 READ_BYTES = 2**16
 """Bytes of a body that are read ahead of the client, about; twice as many stop the reading."""
@@ -26,6 +28,10 @@ MAX_FIELD = 2**15
 MAX_TRAILERS = 2**13
 """Bytes of trailer fields that are found, at most."""
 
+MAX_INFORMATIONAL = 32
+"""1xx answers before the one, at most: each goes to the client at once, whether it reads or not."""
+
+_HEAD_END = b"\r\n\r\n"
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
 _LAST_CHUNK = re.compile(rb"0+[ \t]*(;.*)?")
@@ -57,9 +63,11 @@ class Connection(BaseProtocol):
     __slots__ = (
         "_answer",
         "_body",
+        "_chunked",
         "_due",
         "_failure",
         "_heard",
+        "_hints",
         "_idle",
         "_idle_due",
         "_informational",
@@ -82,6 +90,9 @@ class Connection(BaseProtocol):
         self._failure: TargetFailed | None = None
         # The end of a chunked body that announced trailer fields: the parser drops them.
         self._tail: bytes | None = None
+        # aiohttp's parser keeps the last trailer field and gives it to the next head: it must not see one.
+        self._chunked = False
+        self._hints = 0
         self.began = False
         self.reusable = True
         self.used = 0
@@ -106,7 +117,7 @@ class Connection(BaseProtocol):
         `bodiless`: there is no body whatever the head says (RFC 9110 §9.3.2, HEAD); such an answer is the last on its
         connection. `informational` is called with each 1xx answer. The future ends with TargetFailed if none comes.
         """
-        if self._parser is None or bodiless:
+        if self._parser is None or bodiless or self._chunked:
             self._parser = HttpResponseParser(
                 self,
                 self._loop,
@@ -117,6 +128,8 @@ class Connection(BaseProtocol):
                 read_until_eof=True,
                 auto_decompress=False,
             )
+        self._chunked = False
+        self._hints = 0
         if bodiless:
             self.reusable = False
         future = self._answer = self._loop.create_future()
@@ -198,20 +211,34 @@ class Connection(BaseProtocol):
                 self.abort()  # nobody has asked for anything
             return
         self.began = True
+        # Head by head: what stands behind one may be no part of the answer, and must not spoil it.
+        while data:
+            end = data.find(_HEAD_END) + len(_HEAD_END) if self._answer is not None else 0
+            piece, data = (data[:end], data[end:]) if len(_HEAD_END) <= end < len(data) else (data, b"")
+            if not self._feed(parser, piece, data):
+                return
+            if data and not (self._answer is not None or self.busy):
+                self.abort()  # RFC 9112 §9.2: it belongs to no request
+                return
+
+    def _feed(self, parser: HttpParser[Any], data: bytes, following: bytes) -> bool:
+        """Parse a piece; tell whether to go on with what follows."""
         if self._tail is not None:
             self._tail = (self._tail + data)[-MAX_TRAILERS:]
         try:
             messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
             self._fail(TargetFailed(f"the answer cannot be parsed: {type(error).__name__}", began=True))
-            return
+            return False
         for message, body in messages:
             self._take(message, body, data)
         if upgraded:
             # llhttp stops behind a 101: what follows is of the other protocol.
             self._upgraded = True
-            self._tail = rest
+            self._tail = rest + following
             self._pause_transport_reading()
+            return False
+        return self._failure is None
 
     def rest(self) -> bytes:
         """Return what came behind a 101 in the same segment."""
@@ -246,8 +273,14 @@ class Connection(BaseProtocol):
 
     def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> None:
         future = self._answer
+        if not well_formed(message):
+            self._fail(TargetFailed("the answer is not well-formed", began=True))
+            return
         if message.code < _OK and message.code != _SWITCHING_PROTOCOLS:
-            if self._informational is not None:
+            self._hints += 1
+            if self._hints > MAX_INFORMATIONAL:
+                self._fail(TargetFailed("informational answers without an end", began=True))
+            elif self._informational is not None:
                 self._informational(message)
             return
         if future is None:
@@ -257,6 +290,7 @@ class Connection(BaseProtocol):
         self._body = body
         if message.should_close:
             self.reusable = False
+        self._chunked = bool(message.chunked)
         if message.chunked and "Trailer" in message.headers:
             self._tail = data[-MAX_TRAILERS:]
         if not future.done():

@@ -25,6 +25,7 @@ from gateway.auth.templates import Template
 from gateway.proxy.body import Body
 from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from gateway.proxy.events import Event
+from gateway.proxy.headers import head_bytes, returned_trailers
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Attempted, Budget, backoff, may_retry
 from gateway.proxy.target import Target
@@ -37,6 +38,7 @@ CONTINUE_SECONDS = 1.0
 """Time that a target gets to say 100 Continue before the body is sent all the same (RFC 9110 §10.1.1)."""
 
 _CONTINUE = 100
+_SWITCHING_PROTOCOLS = 101
 _DRAIN_STEP = 0.1
 # What tells that a target is not well; 501 and 505 tell of the request.
 _FAILURES = frozenset({500, 502, 503, 504})
@@ -121,12 +123,7 @@ class Outgoing:
 
     def head(self) -> bytes:
         """Return the head; ValueError if a field cannot be one."""
-        lines = [f"{self.method} {self.target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        text = "\r\n".join(lines)
-        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-            raise ValueError("a header field with a line break")
-        return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        return head_bytes(f"{self.method} {self.target} HTTP/1.1", self.headers.items())
 
 
 @dataclass(slots=True)
@@ -178,7 +175,7 @@ class Exchange:
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Return the fields behind the body, once that has been read; None without any."""
-        return self.connection.trailers()
+        return returned_trailers(self.connection.trailers())
 
     def hold(self) -> None:
         """Count it as held from now on, without any bound of time: a stream of events, or another protocol; Overloaded."""
@@ -385,6 +382,7 @@ class Forwarder:
             if terms.held:
                 self._held[answered] = None
             answer = await answered
+            _check_switch(request, answer)
         except BaseException:
             if not answered.cancel() and not answered.cancelled():
                 answered.exception()  # nobody else looks at it
@@ -431,6 +429,12 @@ def _informed(request: Outgoing, invited: asyncio.Event | None) -> Callable[[Raw
             request.on_informational(message)
 
     return informed
+
+
+def _check_switch(request: Outgoing, answer: Answer) -> None:
+    # RFC 9110 §7.8: never to a protocol that was not asked for.
+    if answer.message.code == _SWITCHING_PROTOCOLS and "Upgrade" not in request.headers:
+        raise TargetFailed("switched protocols unasked", began=True)
 
 
 def _looked_at(pump: asyncio.Task[None]) -> None:

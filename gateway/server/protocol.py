@@ -13,14 +13,19 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
 from gateway.server.arming import HEAD_END, MAX_HEAD
 from gateway.server.departure import Departure
+from gateway.server.heads import check_head
 
 _log = logging.getLogger(__name__)
+_UNKNOWN = b"?"
+"""In the place of a body's last bytes, where those do not tell that nothing came behind it."""
 SERVER = "longpoll-gateway"
 
 
@@ -63,6 +68,17 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
     return errors.RequestMalformed()
 
 
+def checked(handler: Callable[[Any], Any]) -> Callable[[web.BaseRequest], Any]:
+    """Return a handler that sees no head but good ones; `Connection.handle_error` answers the others."""
+
+    async def check(request: web.BaseRequest) -> web.StreamResponse:
+        check_head(request._message)  # noqa: SLF001  # there is no public way to what the parser gave
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    return check
+
+
 class Relayed(web.StreamResponse):
     """An answer that has been sent already, past aiohttp; shared by all that end alike."""
 
@@ -80,7 +96,7 @@ class Relayed(web.StreamResponse):
 class Connection(RequestHandler):
     """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
 
-    __slots__ = ("_body", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
+    __slots__ = ("_body", "_chunks", "_end", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
 
     def __init__(
         self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
@@ -91,6 +107,9 @@ class Connection(RequestHandler):
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
+        # A body behind which the parser must not go on, and the last bytes that came of it.
+        self._chunks: StreamReader | None = None
+        self._end = b""
         # What came in since the last answer: its beginning, or None where one request's bytes could not be told from the next
         # one's; and the number of bytes.
         self._head: bytes | None = b""
@@ -102,8 +121,11 @@ class Connection(RequestHandler):
             self._received += len(data)
             if len(self._head) < MAX_HEAD:
                 self._head += data
+        count = self._request_count
         super().data_received(data)
         self._watch_body()
+        if self._chunks is not None or count != self._request_count:
+            self._watch_ends(data, self._request_count - count)
         # A connection that has just been made does not wait for anything yet, but the first bytes may be there already.
         idle = self._request_count == 0 if self._waiter is None else not self._waiter.done()
         waiting = idle and not self._messages
@@ -183,6 +205,64 @@ class Connection(RequestHandler):
         elif self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the body is not framed as its head says"))
 
+    def _watch_ends(self, data: bytes, count: int) -> None:
+        """Read nothing behind a message of which the parser does not know the end well.
+
+        It loses what came in one piece with a request to switch to a protocol that it does not know: were the connection to go
+        on, answers would be taken for those to other requests. `count`: how many requests have come in with `data`.
+        """
+        self._watch_chunks(data, count)
+        if count == 0 or self._upgraded or not self._messages:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, _ErrInfo) or not message.upgrade:
+            return
+        # Behind a body nothing tells; without one, the head has to be all that came.
+        alone = count == 1 and (data.find(HEAD_END) == len(data) - len(HEAD_END) or HEAD_END.endswith(data))
+        if not body.is_eof():
+            self._chunks, self._end = body, _UNKNOWN
+        elif not alone:
+            self.close()
+
+    def _watch_chunks(self, data: bytes, count: int) -> None:
+        """Take a fresh parser behind a body in chunks; what came in together with its end is not read (RFC 9112 §9.3.2).
+
+        aiohttp's parser keeps the last trailer field of such a body and gives it to the head of the next request, which may be
+        somebody else's where a proxy shares its connections. `count`: how many requests have come in with `data`.
+        """
+        for left in range(count, 0, -1):
+            message, body = self._messages[-left]
+            if isinstance(message, _ErrInfo):
+                continue
+            if self._chunks is not None:
+                for _ in range(left):
+                    self._messages.pop()
+                self.close()
+                return
+            if message.chunked:
+                self._chunks, self._end = body, b""
+        if self._chunks is None:
+            return
+        if self._end != _UNKNOWN:
+            self._end = (self._end + data[-len(HEAD_END) :])[-len(HEAD_END) :]
+        if not self._chunks.is_eof():
+            return
+        self._chunks = None
+        if self._end != HEAD_END or len(self._messages) >= self._max_msg_queue_size:
+            self.close()
+            return
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
+
     def _stop_counting(self) -> None:
         if self._head_handle is not None:
             self._head_handle.cancel()
@@ -206,7 +286,10 @@ class Connection(RequestHandler):
         if isinstance(exc, ConnectionError):
             raise exc
         request_id = secrets.token_hex(8)
-        if status == web.HTTPBadRequest.status_code:
+        error: errors.GatewayError
+        if isinstance(exc, errors.GatewayError):
+            error = exc
+        elif status == web.HTTPBadRequest.status_code:
             error = from_parser(exc, line_limit=self.max_line_size, field_limit=self.max_field_size)
             _log.debug("refused a head: %s", error.code)
         else:
@@ -215,7 +298,8 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has already begun")
         response = problem_response(error, request_id)
-        # By the header as well: what could not be parsed counts as HTTP/1.0 here, where aiohttp leaves it out.
+        # RFC 9112 §2.3 has a server tell its own version; aiohttp counts what could not be parsed as HTTP/1.0, and answers so.
+        request._version = HttpVersion11  # noqa: SLF001
         response.headers.update({"Connection": "close", "X-Request-Id": request_id})
         self._on_refused(response.status)
         response.force_close()
@@ -290,7 +374,7 @@ class Runner(web.AppRunner):
         self._app.freeze()
         inside = self._app._handle  # noqa: SLF001
         return Server(
-            inside if self._door is None else self._door(inside),
+            checked(inside if self._door is None else self._door(inside)),
             request_factory=self._app._make_request,  # noqa: SLF001
             loop=loop,
             access_log=None,

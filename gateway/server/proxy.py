@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
+from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
 from gateway import errors
@@ -56,6 +57,8 @@ BROKEN = "upstream_broken"
 
 _SWITCHING_PROTOCOLS = 101
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
+_WITH_BODY = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
+_METHODS = (*sorted(_WITH_BODY | {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE}), hdrs.METH_OPTIONS)
 _NO_EDITS = HeaderEdits()
 
 
@@ -115,6 +118,12 @@ class Passage:
     upstream: str | None = None
     body: Body | None = None
     held: bool = False
+    expects: bool = False
+    """The client waits for 100 Continue."""
+
+    def target(self, path: str) -> str:
+        """Return a target with this path and the query as sent."""
+        return f"{path}?{self.query}" if "?" in self.message.path else path
 
 
 class Proxy:
@@ -162,9 +171,9 @@ class Proxy:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             target = request._message.path  # noqa: SLF001  # as sent; the public property is the same text from a URL object
             path, _, query = target.partition("?")
+            host, path = _authority(request, path)
             if path in self._own:
                 return await application(request)
-            host, path = _authority(request, path)
             found = self._find(request, host, path, query)
             if found is None:
                 return await application(request)
@@ -183,6 +192,7 @@ class Proxy:
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
+                preflight["X-Request-Id"] = facts.request_id
                 relay.send(204, "", preflight, b"")
                 self._done(request, None, facts, relay)
                 return relay.result
@@ -236,13 +246,28 @@ class Proxy:
         principal = await self._identify(passage)
         passage.values = Values(passage.found.parameters, principal, request.headers)
         if ends_here(request.method, passage.message.raw_headers):
-            raise errors.MethodNotAllowed(())
+            return self._end_here(passage)
         holder = self._charge(passage, principal)
         try:
             return await self._forward(passage)
         finally:
             if holder is not None and route.slots is not None:
                 route.slots.release_of(holder)
+
+    def _end_here(self, passage: Passage) -> web.StreamResponse:
+        """Answer as the last one that a request may reach (RFC 9110 §7.6.2); TRACE could tell secrets (§9.3.8)."""
+        request, hop, relay = passage.request, passage.hop, passage.relay
+        taken = [method for method in _METHODS if self._takes(method, hop.host, passage)]
+        if request.method != hdrs.METH_OPTIONS:
+            raise errors.MethodNotAllowed(tuple(taken))
+        headers = CIMultiDict({hdrs.ALLOW: ", ".join(taken)})
+        self._dress(passage, headers)
+        relay.send(204, "", headers, b"")
+        self._done(request, passage, passage.facts, relay)
+        return relay.result
+
+    def _takes(self, method: str, host: str, passage: Passage) -> bool:
+        return isinstance(self._routes.find(host, method, passage.path, passage.query, passage.request.headers), Found)
 
     async def _identify(self, passage: Passage) -> Principal | None:
         if passage.route.public:
@@ -315,7 +340,7 @@ class Proxy:
             outgoing.method,
             self._scheme,
             passage.hop.host,
-            passage.message.path,
+            passage.target(passage.path),
             outgoing.headers,
             authenticated=not route.public,
             anonymous=route.public and not route.claims,
@@ -341,10 +366,13 @@ class Proxy:
     ) -> None:
         """Send an answer: all at once if its body is there, else as it comes."""
         route, relay = passage.route, passage.relay
-        if self._closing():
+        if self._closing() or (passage.expects and not passage.request.content.is_eof()):
+            # RFC 9110 §10.1.1: whether the body that was not asked for will come all the same, nobody knows.
             relay.close()
         coding = None
-        if route.compress and pays(status, headers, _size(headers, whole)):
+        # RFC 9110 §9.3.2: an answer to HEAD has the head of that to GET.
+        size = _size(headers, None if passage.request.method == hdrs.METH_HEAD else whole)
+        if route.compress and pays(status, headers, size):
             coding = coding_for(passage.request.headers.get(hdrs.ACCEPT_ENCODING))
             mark(headers, coding)
         self._dress(passage, headers)
@@ -384,9 +412,11 @@ class Proxy:
             host=route.host,
             stripped=route.stripped,
             vouched=[(name, passage.values.text(template)) for name, template in route.claims],
-            upgrade=body is None and message.upgrade and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket",
+            upgrade=body is None and _wants_websocket(request, message),
             trailers=False,
         )
+        if body is None and request.method in _WITH_BODY:
+            headers[hdrs.CONTENT_LENGTH] = "0"  # RFC 9110 §8.6: some wait for a body otherwise, or answer 411
         if body is not None:
             headers.popall(hdrs.CONTENT_LENGTH, None)
             if body.length is None:
@@ -396,12 +426,18 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         route.request_edits.apply(headers, passage.values)
         path = passage.path if route.rewrite is None else route.rewrite.apply(passage.found)
-        expects = body is not None and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        # RFC 9110 §10.1.1: in HTTP/1.0 it means nothing.
+        expects = (
+            body is not None
+            and request.version >= HttpVersion11
+            and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        )
+        passage.expects = expects
         if expects:
             headers[hdrs.EXPECT] = "100-continue"
         return Outgoing(
             request.method,
-            f"{path}?{passage.query}" if "?" in message.path else path,
+            passage.target(path),
             headers,
             body,
             expects=expects,
@@ -413,7 +449,6 @@ class Proxy:
         request, message = passage.request, passage.message
         length = request.content_length
         if not message.chunked and not length:
-            # RFC 9110 §8.6: a POST without a body says so.
             return None
         return Body(
             request.content,
@@ -620,6 +655,11 @@ def _authority(request: web.BaseRequest, path: str) -> tuple[str, str]:
         host, slash, rest = rest.partition("/")
         return host, slash + rest or "/"
     return request.headers.get(hdrs.HOST, ""), path
+
+
+def _wants_websocket(request: web.BaseRequest, message: RawRequestMessage) -> bool:
+    # RFC 9110 §7.8: in HTTP/1.0 it means nothing.
+    return message.upgrade and message.version >= HttpVersion11 and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
 
 
 async def fetched(exchange: Exchange) -> Fetched:

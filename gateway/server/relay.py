@@ -10,9 +10,10 @@ import asyncio
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
-from aiohttp.http_writer import HttpVersion11, _serialize_headers
+from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
+from gateway.proxy.headers import head_bytes
 from gateway.server.protocol import Connection, Relayed
 
 _NO_BODY = frozenset({204, 304})
@@ -30,7 +31,7 @@ class Relay:
         self._protocol = protocol
         self._modern = request.version >= HttpVersion11
         self._bodiless = request.method == hdrs.METH_HEAD
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and not protocol._close  # noqa: SLF001  # nothing more will be read
         self._chunked = False
         self._ended = False
         self.began = False
@@ -52,7 +53,7 @@ class Relay:
     def informational(self, status: int, reason: str, headers: CIMultiDict[str]) -> None:
         """Send a 1xx answer, if the client may get one (RFC 9110 §15.2: not with HTTP/1.0) and nothing else has begun."""
         if self._modern and not self.began:
-            self._transport().write(_serialize_headers(_line(status, reason), headers))
+            self._transport().write(head_bytes(_line(status, reason), headers.items()))
 
     def send(self, status: int, reason: str, headers: CIMultiDict[str], body: bytes) -> None:
         """Send an answer whose body is all there."""
@@ -62,7 +63,7 @@ class Relay:
         else:
             body = b""
         self._head(status, headers)
-        self._transport().write(_serialize_headers(_line(status, reason), headers) + body)
+        self._transport().write(head_bytes(_line(status, reason), headers.items()) + body)
         self.sent = len(body)
         self._ended = True
 
@@ -77,7 +78,7 @@ class Relay:
             else:
                 self._keep_alive = False
         self._head(status, headers)
-        self._transport().write(_serialize_headers(_line(status, reason), headers))
+        self._transport().write(head_bytes(_line(status, reason), headers.items()))
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body, and wait until the client takes more."""
@@ -91,14 +92,14 @@ class Relay:
         """End the body."""
         self._ended = True
         if self._chunked:
-            fields = b"" if trailers is None else _serialize_headers("", trailers)[2:-2]
+            fields = b"" if trailers is None else head_bytes("", trailers.items())[2:-2]
             self._transport().write(b"0\r\n" + fields + b"\r\n")
 
     def switch(self, reason: str, headers: CIMultiDict[str]) -> None:
         """Send 101; the connection is another protocol's from then on."""
         self.began = True
         self.status = 101
-        self._transport().write(_serialize_headers(_line(101, reason), headers))
+        self._transport().write(head_bytes(_line(101, reason), headers.items()))
 
     def abort(self) -> None:
         """Cut the connection: the client must not take what it has for the whole."""
