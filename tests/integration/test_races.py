@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import orjson
+import pytest
 from aiokafka import AIOKafkaProducer
 from integration.brokers import BrokerHandle
 from integration.clients import Client

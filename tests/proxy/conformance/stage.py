@@ -17,7 +17,7 @@ from typing import Self
 
 from livegateway import Background
 
-DEADLINE = 8.0
+DEADLINE = 20.0
 _AT_ONCE = 2**18
 _RESET = struct.pack("ii", 1, 0)
 
