@@ -199,7 +199,8 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        if self.pump is not None and not self.pump.done():
+        if self.pump is not None and not _sent(self.pump):
+            # What follows would be taken for the rest of the body.
             self.pump.cancel()
             self.connection.reusable = False
         verdict, outcome = self._verdict, self._outcome
@@ -437,6 +438,11 @@ def _looked_at(pump: asyncio.Task[None]) -> None:
     """Take notice of a failure that matters no more, the answer having come before the body's end."""
     if not pump.cancelled():
         pump.exception()
+
+
+def _sent(pump: asyncio.Task[None]) -> bool:
+    """Tell whether a body has gone out to its end."""
+    return pump.done() and not pump.cancelled() and pump.exception() is None
 
 
 def _repeatable(request: Outgoing) -> bool:

@@ -512,3 +512,21 @@ async def test_a_field_cannot_become_two(value: str) -> None:
     async with backend(answering(ok())) as here, world(here.address) as made:
         with pytest.raises(ValueError, match="line break"):
             await made.ask(X=value)
+
+
+async def test_a_connection_with_half_a_request_on_it_is_not_kept() -> None:
+    """A body that its client does not go on with: the next request would be taken for the rest of it."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(ok(b"early"))
+        await visit.reader.read()
+
+    async with backend(script) as here, world(here.address) as made:
+        feed = Feed()
+        exchange = await made.ask("POST", Body(feed, length=100, limit=10**6, idle=0.05))
+        assert exchange.pump is not None
+        await asyncio.wait([exchange.pump])
+        assert exchange.whole() == b"early"
+        exchange.close()
+        assert made.backend.pool.idle == 0
