@@ -142,6 +142,7 @@ class Exchange:
     observer: Observer
     clock: Callable[[], float]
     pump: asyncio.Task[None] | None = None
+    body: Body | None = None
     attempts: int = 1
     period: int = 0
     latency: float | None = None
@@ -171,10 +172,18 @@ class Exchange:
         try:
             data = await self.answer.body.readany()
         except TargetFailed as failure:
-            self._verdict, self._outcome = Verdict.FAILURE, _outcome(failure)
+            if not self._client_was_slow(failure):
+                self._verdict, self._outcome = Verdict.FAILURE, _outcome(failure)
             raise
         self.received += len(data)
         return data
+
+    def _client_was_slow(self, failure: TargetFailed) -> bool:
+        """Tell whether the target had to wait: the client took too little of the answer, or did not go on with its body."""
+        if not isinstance(failure, TargetTimedOut):
+            return False
+        unsent = self.pump is not None and self.pump.done() and not _sent(self.pump)
+        return self.connection.throttled or unsent or (self.body is not None and self.body.awaited)
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Return the fields behind the body, once that has been read; None without any."""
@@ -386,18 +395,20 @@ class Forwarder:
             if terms.held:
                 self._held[answered] = None
             answer = await answered
-        except BaseException:
+        except BaseException as error:
             if not answered.cancel() and not answered.cancelled():
                 answered.exception()  # nobody else looks at it
             connection.abort()
             if pump is not None:
                 pump.cancel()
+            if isinstance(error, TargetTimedOut) and body is not None and body.awaited:
+                raise errors.RequestTimedOut from error
             raise
         finally:
             self._held.pop(answered, None)
         held = terms.held
         connection.bound(until, terms.idle)
-        return Exchange(backend, target, connection, answer, terms, held, self._observer, self._clock, pump)
+        return Exchange(backend, target, connection, answer, terms, held, self._observer, self._clock, pump, body)
 
     async def _pump(
         self,

@@ -530,3 +530,80 @@ async def test_a_connection_with_half_a_request_on_it_is_not_kept() -> None:
         assert exchange.whole() == b"early"
         exchange.close()
         assert made.backend.pool.idle == 0
+
+
+async def large(visit: Visit) -> None:
+    """Answer with more than is read ahead."""
+    await visit.head()
+    await visit.say(ok(b"x" * 10**7))
+    await visit.reader.read()
+
+
+async def test_a_client_that_reads_slowly_is_waited_for() -> None:
+    """The target cannot go on meanwhile: its pause is none of its own."""
+    async with backend(large) as here, world(here.address, idle=5.0) as made:
+        exchange = await made.ask()
+        await eventually(lambda: exchange.connection.throttled)
+        now = asyncio.get_running_loop().time()
+        for later in range(1, 60):
+            exchange.connection.tick(now + later)
+        size = 0
+        while part := await exchange.read():
+            size += len(part)
+        exchange.close()
+        assert size == 10**7
+        assert made.seen.attempts == {"ok": 1}
+
+
+async def test_a_client_that_reads_too_slowly_counts_against_nobody() -> None:
+    """`total` ends the exchange all the same."""
+    async with backend(large) as here, world(here.address, total=0.3) as made:
+        exchange = await made.ask()
+        await eventually(lambda: exchange.connection.transport is None)
+        with pytest.raises(TargetFailed):
+            await exchange.read()
+        exchange.close()
+        assert made.seen.attempts == {"client": 1}
+
+
+@pytest.mark.parametrize("early", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nearly"])
+async def test_a_client_that_sends_too_slowly_counts_against_nobody(early: bytes) -> None:
+    """Its body comes without a pause that is too long, but not within `total`; the target may have begun to answer."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(early)
+        await visit.reader.read()
+
+    async with backend(script) as here, world(here.address, total=0.3) as made:
+        with pytest.raises(TargetFailed if early else errors.RequestTimedOut):
+            await made.get("POST", Body(Feed(), length=5, limit=100, idle=5.0))
+        assert made.seen.attempts == {"client": 1}
+
+
+async def test_a_client_that_has_given_up_on_its_body_counts_against_nobody() -> None:
+    """The target has begun to answer, and waits in vain for the rest before it goes on."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nearly")
+        await visit.reader.read()
+
+    async with backend(script) as here, world(here.address, total=0.5) as made:
+        with pytest.raises(TargetFailed):
+            await made.get("POST", Body(Feed(), length=5, limit=100, idle=0.1))
+        assert made.seen.attempts == {"client": 1}
+
+
+async def test_a_target_that_does_not_take_the_body_is_to_blame() -> None:
+    """The client has done its part."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await asyncio.Event().wait()
+
+    async with backend(script) as here, world(here.address, total=0.3) as made:
+        parts = [b"x" * 10**6] * 20
+        with pytest.raises(errors.UpstreamTimeout):
+            await made.get("POST", body(*parts, limit=10**8))
+        assert made.seen.attempts == {"timeout": 1}
