@@ -215,6 +215,7 @@ class Connection(BaseProtocol):
         if upgraded:
             # llhttp stops behind a 101: what follows is of the other protocol.
             self._upgraded = True
+            self.reusable = False
             self._tail = rest
             self._pause_transport_reading()
 

@@ -471,12 +471,13 @@ class Proxy:
         """Join the client and the target, after 101."""
         headers = returned_head(exchange.message.raw_headers, version=_version(exchange.message), upgrade=True)
         passage.route.response_edits.apply(headers, passage.values)
-        rest = exchange.connection.rest()
-        target = exchange.detach()
+        headers["X-Request-Id"] = passage.facts.request_id
+        # What may fail comes first: whoever has given the connection away has to see to it that all is counted to its end.
         exchange.hold()
         passage.held = True
-        headers["X-Request-Id"] = passage.facts.request_id
         passage.relay.switch(exchange.message.reason, headers)
+        rest = exchange.connection.rest()
+        target = exchange.detach()
 
         def ended(tunnel: Tunnel) -> None:
             self._tunnels.discard(tunnel)

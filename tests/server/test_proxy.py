@@ -406,3 +406,34 @@ async def test_a_request_that_is_tried_again() -> None:
         async with live(**behind(here, upstream)) as gateway:
             assert {(await gateway.ask("POST", "/x")).status for _ in range(6)} == {200}
             assert (await gateway.metrics())["gateway_upstream_retries_total{shop}"] >= 1
+
+
+UPGRADE = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+async def test_an_upgrade_for_which_there_is_no_room() -> None:
+    """503, and neither its place nor its connection to the backend is lost for good."""
+    ended = asyncio.Event()
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(SWITCHED)
+        await visit.reader.read()
+        ended.set()
+
+    upstream = {"limits": {"held": 1, "concurrent": 1, "queue": 0}}
+    async with backend(script) as here, live(**behind(here, upstream)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+        writer.write(UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        for _ in range(3):
+            answer = await raw(gateway, UPGRADE, until=b"}")
+            assert b'"code":"overloaded"' in answer
+        async with asyncio.timeout(5):
+            await ended.wait()
+        samples = await gateway.metrics()
+        assert samples["gateway_upstream_outstanding{working,shop}"] == 0
+        assert samples["gateway_upstream_connections{busy,shop}"] == 0
+        writer.close()
+        await eventually(lambda: _outstanding(gateway, 0))
