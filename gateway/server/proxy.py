@@ -115,6 +115,15 @@ class Passage:
     upstream: str | None = None
     body: Body | None = None
     held: bool = False
+    holder: Holder | None = None
+    """Who has a slot of the route for it."""
+    switched: bool = False
+    """It goes on in a tunnel, which ends it."""
+
+    def release(self) -> None:
+        """Give its slot back."""
+        if self.holder is not None and self.route.slots is not None:
+            self.route.slots.release_of(self.holder)
 
 
 class Proxy:
@@ -237,12 +246,12 @@ class Proxy:
         passage.values = Values(passage.found.parameters, principal, request.headers)
         if ends_here(request.method, passage.message.raw_headers):
             raise errors.MethodNotAllowed(())
-        holder = self._charge(passage, principal)
+        passage.holder = self._charge(passage, principal)
         try:
             return await self._forward(passage)
         finally:
-            if holder is not None and route.slots is not None:
-                route.slots.release_of(holder)
+            if not passage.switched:
+                passage.release()
 
     async def _identify(self, passage: Passage) -> Principal | None:
         if passage.route.public:
@@ -478,12 +487,14 @@ class Proxy:
         passage.relay.switch(exchange.message.reason, headers)
         rest = exchange.connection.rest()
         target = exchange.detach()
+        passage.switched = True
 
         def ended(tunnel: Tunnel) -> None:
             self._tunnels.discard(tunnel)
             exchange.received = tunnel.target.received
             passage.relay.sent = tunnel.target.received
             exchange.close()
+            passage.release()
             self._done(passage.request, passage, passage.facts, passage.relay)
 
         tunnel = Tunnel(ended)

@@ -437,3 +437,21 @@ async def test_an_upgrade_for_which_there_is_no_room() -> None:
         assert samples["gateway_upstream_connections{busy,shop}"] == 0
         writer.close()
         await eventually(lambda: _outstanding(gateway, 0))
+
+
+async def test_what_has_switched_protocols_is_one_of_those_at_once() -> None:
+    """The route's bound of each principal holds for as long as the connection does."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(SWITCHED)
+        await visit.reader.read()
+
+    async with backend(script) as here, live(**behind(here, limits={"concurrent": 1})) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+        writer.write(UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert b'"code":"too_many_polls"' in await raw(gateway, UPGRADE, until=b"}")
+        writer.close()
+        await eventually(lambda: _outstanding(gateway, 0))
+        assert (await raw(gateway, UPGRADE, until=b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
