@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -47,6 +49,7 @@ from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE, reque
 from gateway.server.protocol import InternalError, problem_response
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.relay import Relay
+from gateway.server.tenures import Tenure, Tenures
 
 _log = logging.getLogger(__name__)
 TRANSPORT = "proxy"
@@ -119,9 +122,15 @@ class Passage:
     """Who has a slot of the route for it."""
     switched: bool = False
     """It goes on in a tunnel, which ends it."""
+    since: int = 0
+    """How many keys had been withdrawn when the token was found good."""
+    tenure: Tenure | None = None
+    """What ends the tunnel with the token."""
 
     def release(self) -> None:
-        """Give its slot back."""
+        """Give its slot back, and forget whom it is held for."""
+        if self.tenure is not None:
+            self.tenure.close()
         if self.holder is not None and self.route.slots is not None:
             self.route.slots.release_of(self.holder)
 
@@ -143,6 +152,7 @@ class Proxy:
         metrics: ProxyMetrics,
         access_log: AccessLog | None,
         closing: Callable[[], bool],
+        tenures: Tenures,
         scheme: str = "http",
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
@@ -155,6 +165,7 @@ class Proxy:
         self._metrics = metrics
         self._access_log = access_log
         self._closing = closing
+        self._tenures = tenures
         self._scheme = scheme
         self._clock = clock
         self._unix_clock = unix_clock
@@ -248,7 +259,8 @@ class Proxy:
             raise errors.MethodNotAllowed(())
         passage.holder = self._charge(passage, principal)
         try:
-            return await self._forward(passage)
+            with self._held_for(passage, route.terms.total) if route.terms.held else nullcontext():
+                return await self._forward(passage)
         finally:
             if not passage.switched:
                 passage.release()
@@ -257,6 +269,7 @@ class Proxy:
         if passage.route.public:
             self._admission.charge_address(passage.facts.address)
             return None
+        passage.since = self._tenures.withdrawals
         principal = await self._admission.identify(passage.request)
         if not passage.route.allow.allows(principal, passage.found.parameters):
             raise errors.Forbidden
@@ -272,6 +285,11 @@ class Proxy:
             return None
         route.slots.acquire(who)
         return route.slots.holder(who)
+
+    def _held_for(self, passage: Passage, within: float = math.inf) -> AbstractContextManager[None]:
+        """Return what ends the task with the token that it is held for; it ends by itself `within` so many seconds."""
+        principal = passage.values.principal
+        return nullcontext() if principal is None else self._tenures.bounding(principal, passage.since, within=within)
 
     async def _forward(self, passage: Passage) -> web.StreamResponse:
         route = passage.route
@@ -303,10 +321,11 @@ class Proxy:
         """Send a backend's answer."""
         message = exchange.message
         headers = returned_head(message.raw_headers, version=_version(message), trailers=message.chunked)
-        if message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
+        if _is_stream(message.headers):
             exchange.hold()
             passage.held = True
-            await self._send(passage, message.code, message.reason, headers, None, exchange.read)
+            with self._held_for(passage):
+                await self._send(passage, message.code, message.reason, headers, None, exchange.read)
         else:
             await self._send(passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers)
 
@@ -334,7 +353,9 @@ class Proxy:
         self._metrics.cached(route.name, answer.result)
         try:
             whole = answer.body if isinstance(answer.body, bytes) else None
-            await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
+            passage.held |= _is_stream(answer.headers)
+            with self._held_for(passage) if passage.held else nullcontext():
+                await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
         finally:
             await answer.close()
 
@@ -482,6 +503,9 @@ class Proxy:
         passage.route.response_edits.apply(headers, passage.values)
         headers["X-Request-Id"] = passage.facts.request_id
         # What may fail comes first: whoever has given the connection away has to see to it that all is counted to its end.
+        principal = passage.values.principal
+        if principal is not None:
+            self._tenures.check(principal, passage.since)
         exchange.hold()
         passage.held = True
         passage.relay.switch(exchange.message.reason, headers)
@@ -499,6 +523,13 @@ class Proxy:
 
         tunnel = Tunnel(ended)
         self._tunnels.add(tunnel)
+
+        def end(error: errors.GatewayError) -> None:
+            passage.facts.code = error.code
+            tunnel.abort()
+
+        if principal is not None:
+            passage.tenure = self._tenures.begin(principal, end)
         return _Switch(tunnel, target, rest)
 
     # --- ends ---
@@ -638,6 +669,12 @@ async def fetched(exchange: Exchange) -> Fetched:
     """Return a backend's answer as a cache takes it."""
     message = exchange.message
     headers = returned_head(message.raw_headers, version=_version(message))
+    if _is_stream(message.headers):
+        try:
+            exchange.hold()
+        except errors.Overloaded:
+            exchange.close()
+            raise
     whole = exchange.whole()
     if whole is None:
         return Fetched(message.code, headers, Pouring(exchange))
@@ -666,6 +703,10 @@ class Pouring(AsyncIterator[bytes]):
 
 async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
     return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _is_stream(headers: Mapping[str, str]) -> bool:
+    return headers.get(hdrs.CONTENT_TYPE, "").lower().startswith(EVENT_STREAM)
 
 
 def _size(headers: Mapping[str, str], whole: bytes | None) -> int | None:
