@@ -50,9 +50,13 @@ class Relay:
         self._keep_alive = False
 
     def informational(self, status: int, reason: str, headers: CIMultiDict[str]) -> None:
-        """Send a 1xx answer, if the client may get one (RFC 9110 §15.2: not with HTTP/1.0) and nothing else has begun."""
-        if self._modern and not self.began:
-            self._transport().write(_serialize_headers(_line(status, reason), headers))
+        """Send a 1xx answer, if the client may get one (RFC 9110 §15.2: not with HTTP/1.0) and nothing else has begun.
+
+        Nothing happens where the client has left: others may wait for what follows.
+        """
+        transport = self._protocol.transport
+        if self._modern and not self.began and transport is not None and not transport.is_closing():
+            transport.write(_serialize_headers(_line(status, reason), headers))
 
     def send(self, status: int, reason: str, headers: CIMultiDict[str], body: bytes) -> None:
         """Send an answer whose body is all there."""
