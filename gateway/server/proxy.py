@@ -58,6 +58,7 @@ BROKEN = "upstream_broken"
 """The outcome of an answer that broke off: its connection is cut."""
 
 _SWITCHING_PROTOCOLS = 101
+_SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 _NO_EDITS = HeaderEdits()
 
@@ -299,7 +300,7 @@ class Proxy:
         key = None if backend.key is None else passage.values.text(backend.key).encode("utf-8", "surrogateescape")
         passage.held = route.terms.held
         try:
-            if route.cache is not None and hdrs.UPGRADE not in outgoing.headers:
+            if route.cache is not None and _is_cacheable(outgoing):
                 await self._from_cache(passage, route.cache, backend, outgoing, key)
             else:
                 exchange = await self._forwarder.ask(backend, route.terms, outgoing, key)
@@ -703,6 +704,11 @@ class Pouring(AsyncIterator[bytes]):
 
 async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
     return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _is_cacheable(request: Outgoing) -> bool:
+    """Tell whether a request may go through a cache: what its body asks for is not in the key (RFC 9110 §9.3.1)."""
+    return hdrs.UPGRADE not in request.headers and (request.body is None or request.method not in _SAFE)
 
 
 def _is_stream(headers: Mapping[str, str]) -> bool:

@@ -455,3 +455,48 @@ async def test_what_has_switched_protocols_is_one_of_those_at_once() -> None:
         writer.close()
         await eventually(lambda: _outstanding(gateway, 0))
         assert (await raw(gateway, UPGRADE, until=b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+
+
+async def test_a_get_with_a_body_goes_past_the_cache() -> None:
+    """RFC 9110 §9.3.1: its answer may depend on the body, which is not in the cache's key."""
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            poisoned = await visit.body(4) if b"Content-Length: 4" in head else b"good"
+            await visit.say(ok(poisoned, b"Cache-Control: max-age=60"))
+
+    async with backend(script) as here, live(**behind(here, cache={})) as gateway:
+        assert (await gateway.ask("GET", "/x", data=b"evil")).body == b"evil"
+        assert (await gateway.ask("GET", "/x")).body == b"good"
+        assert (await gateway.ask("GET", "/x", data=b"evil")).body == b"evil"
+        assert (await gateway.ask("GET", "/x")).body == b"good"
+        assert len(here.heads) == 3
+
+
+async def test_an_early_hint_for_a_client_that_has_left() -> None:
+    """It does no harm to the one who waits for the same answer."""
+    go = asyncio.Event()
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await go.wait()
+        await visit.say(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok(b"all", b"Cache-Control: max-age=60"))
+        await visit.head()
+
+    async with backend(script) as here, live(**behind(here, cache={})) as gateway:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        await eventually(lambda: here.heads)
+        following = asyncio.ensure_future(raw(gateway, b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+        await eventually(lambda: _interest(gateway, 2))
+        writer.close()
+        await writer.wait_closed()
+        await eventually(lambda: _interest(gateway, 1))
+        go.set()
+        assert (await following).endswith(b"all")
+        assert len(here.heads) == 1
+
+
+def _interest(gateway: Live, count: int) -> bool:
+    (cache,) = gateway.gateway.proxied._caches
+    return [flight.interest for kinds in cache._flights.values() for flight in kinds.values()] == [count]
