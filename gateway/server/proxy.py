@@ -58,7 +58,7 @@ BROKEN = "upstream_broken"
 """The outcome of an answer that broke off: its connection is cut."""
 
 _SWITCHING_PROTOCOLS = 101
-_SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
+_STORED = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 _NO_EDITS = HeaderEdits()
 
@@ -199,8 +199,9 @@ class Proxy:
     async def _answer(
         self, request: web.BaseRequest, found: Found[Route] | WrongMethod, host: str, path: str, query: str
     ) -> web.StreamResponse:
-        facts = self._facts(request)
         relay = Relay(request)
+        await relay.ready()
+        facts = self._facts(request)
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
@@ -708,7 +709,7 @@ async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
 
 def _is_cacheable(request: Outgoing) -> bool:
     """Tell whether a request may go through a cache: what its body asks for is not in the key (RFC 9110 §9.3.1)."""
-    return hdrs.UPGRADE not in request.headers and (request.body is None or request.method not in _SAFE)
+    return hdrs.UPGRADE not in request.headers and (request.body is None or request.method not in _STORED)
 
 
 def _is_stream(headers: Mapping[str, str]) -> bool:

@@ -45,6 +45,11 @@ class Relay:
         """What the handler returns to aiohttp."""
         return _KEPT if self._keep_alive and self._ended else _CLOSED
 
+    async def ready(self) -> None:
+        """Wait until the client has taken enough of the answers before this one; ConnectionError if it has left."""
+        if self._protocol.writing_paused:
+            await self._protocol._drain_helper()  # noqa: SLF001  # what aiohttp's own writer calls
+
     def close(self) -> None:
         """Have the connection end with this answer."""
         self._keep_alive = False

@@ -500,3 +500,20 @@ async def test_an_early_hint_for_a_client_that_has_left() -> None:
 def _interest(gateway: Live, count: int) -> bool:
     (cache,) = gateway.gateway.proxied._caches
     return [flight.interest for kinds in cache._flights.values() for flight in kinds.values()] == [count]
+
+
+async def test_a_client_that_asks_and_does_not_read_is_not_answered() -> None:
+    """It has to take what it asked for before: else its answers would pile up here without an end."""
+    async with backend(answering(ok(b"x" * 100_000))) as here, live(**behind(here)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port, limit=2**10)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 300)
+        for _ in range(100):
+            await gateway.ask("GET", "/other")
+        unread = [head for head in here.heads if head.startswith(b"GET /x ")]
+        assert len(unread) < 100
+        size = 0
+        while size < 3 * 10**7:
+            data = await reader.read(2**20)
+            assert data
+            size += len(data)
+        writer.close()
