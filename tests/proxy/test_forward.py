@@ -607,3 +607,60 @@ async def test_a_target_that_does_not_take_the_body_is_to_blame() -> None:
         with pytest.raises(errors.UpstreamTimeout):
             await made.get("POST", body(*parts, limit=10**8))
         assert made.seen.attempts == {"timeout": 1}
+
+
+async def _whatever(made: World, kind: str) -> None:
+    if kind == "queued":
+        async with asyncio.timeout(5):
+            first = await made.ask()
+            second = asyncio.ensure_future(made.get())
+            try:
+                await asyncio.sleep(0)
+                first.close()
+                await second
+            finally:
+                first.close()
+                second.cancel()
+                await asyncio.gather(second, return_exceptions=True)
+    elif kind == "sent":
+        feed = Feed()
+        for part in (b"ab", b"cd", b"e", b""):
+            feed.parts.put_nowait(part)
+        await made.get("PUT", Body(feed, length=5, limit=100, idle=5), Content_Length="5")
+    elif kind == "event":
+        exchange = await made.ask()
+        try:
+            exchange.hold()
+            await exchange.read()
+        finally:
+            exchange.close()
+    else:
+        await made.get()
+
+
+@pytest.mark.parametrize("kind", ["plain", "queued", "sent", "event", "retried", "refused", "held"])
+async def test_whenever_a_client_leaves_all_is_given_back(kind: str) -> None:
+    """Cancelled at each turn of the loop: no place, count, trial or connection stays behind, and it counts against nobody."""
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            if b"Content-Length" in head:
+                await visit.body(5)
+            await visit.say(ok(b"x" * 10, status=b"503 No" if kind == "retried" else b"200 OK"))
+
+    def breaker() -> Breaker:
+        return Breaker(consecutive=1000, open=5.0, max_open=5.0, trials=1)
+
+    turnstile = Turnstile("shop", concurrent=1, held=1, queue=1, queue_timeout=1.0)
+    given = {"turnstile": turnstile, "held": kind == "held", "breaker": breaker}
+    async with backend(script) as here, world("127.0.0.1:1" if kind == "refused" else here.address, **given) as made:
+        for turns in range(60):
+            asking = asyncio.ensure_future(_whatever(made, kind))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert made.idle, (turns, made.upstream)
+            assert (turnstile.working, turnstile.held, turnstile.queued) == (0, 0, 0), turns
+            await eventually(lambda: len(made.backend.pool) == made.backend.pool.idle)
+        assert not made.seen.attempts.keys() & {"timeout", "broken"}
