@@ -7,10 +7,12 @@ its target at the moment when it is taken: whoever sends on it has to be ready t
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 import time
 from collections.abc import Callable
 
+from gateway.errors import Overloaded
 from gateway.proxy.connection import Connection, TargetFailed, TargetTimedOut
 
 TICK = 0.1
@@ -18,6 +20,8 @@ TICK = 0.1
 
 _FEW = 256
 _LOOKS = 10
+# The process or the system has no room for another connection, whoever it is to.
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Pool:
@@ -68,7 +72,7 @@ class Pool:
         return None
 
     async def connect(self, address: str, within: float) -> Connection:
-        """Open a connection within so many seconds; TargetFailed, TargetTimedOut."""
+        """Open a connection within so many seconds; TargetFailed, TargetTimedOut; Overloaded where this process has no room."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         try:
@@ -83,6 +87,8 @@ class Pool:
         except TimeoutError as error:
             raise TargetTimedOut("no connection in time", sent=False) from error
         except OSError as error:  # also TLS's
+            if error.errno in _NO_ROOM:
+                raise Overloaded(bound="sockets") from error
             raise TargetFailed(f"no connection: {error.strerror or type(error).__name__}", sent=False) from error
         self._open[connection] = address
         return connection
