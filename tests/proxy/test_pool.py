@@ -248,3 +248,13 @@ async def test_want_of_room_here_is_no_targets_fault(monkeypatch: pytest.MonkeyP
         with pytest.raises(Overloaded) as refused:
             await pool.connect("127.0.0.1:1", 5.0)
         assert refused.value.bound == "sockets"
+
+
+async def test_a_target_that_has_vanished_is_found_out() -> None:
+    """While a stream or a tunnel is silent nothing is in flight that could fail."""
+    async with backend(answering(ok())) as here, pooled() as (pool, _):
+        connection = await pool.connect(here.address, 5.0)
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
