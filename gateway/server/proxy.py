@@ -58,6 +58,9 @@ BROKEN = "upstream_broken"
 """The outcome of an answer that broke off: its connection is cut."""
 
 _SWITCHING_PROTOCOLS = 101
+_GRACE = 1.5
+"""Seconds in which every connection to a target is looked at, and a little more."""
+
 _STORED = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 _NO_EDITS = HeaderEdits()
@@ -387,14 +390,23 @@ class Proxy:
         relay.begin(status, reason, headers)
         compressor = None if coding is None else Compressor(coding)
         data = whole or b""
-        if whole is None:
-            data = await read()
-        while data:
-            await relay.write(data if compressor is None else compressor.feed(data))
-            data = b"" if whole is not None else await read()
-        if compressor is not None:
-            await relay.write(compressor.end())
+        try:
+            async with asyncio.timeout(None if passage.held else self._left(passage)):
+                if whole is None:
+                    data = await read()
+                while data:
+                    await relay.write(data if compressor is None else compressor.feed(data))
+                    data = b"" if whole is not None else await read()
+                if compressor is not None:
+                    await relay.write(compressor.end())
+        except TimeoutError as error:
+            relay.abort()
+            raise ConnectionResetError("the client did not take its answer in time") from error
         relay.end(trailers())
+
+    def _left(self, passage: Passage) -> float:
+        """Return how many seconds an answer may still take; where it is the backend that is slow, that is found out before."""
+        return max(0.0, passage.facts.began + passage.route.terms.total - self._clock()) + _GRACE
 
     def _dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
         """Put in what the route has to say."""

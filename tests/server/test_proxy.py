@@ -517,3 +517,30 @@ async def test_a_client_that_asks_and_does_not_read_is_not_answered() -> None:
             assert data
             size += len(data)
         writer.close()
+
+
+async def test_a_client_that_does_not_take_its_answer_in_time() -> None:
+    """`total` is for all of an exchange: then its connection is cut, and its place is somebody else's."""
+    timeouts = {"first_byte": 0.5, "idle": 0.5, "connect": 0.5, "total": 0.5}
+    async with backend(answering(ok(b"x" * 10**7))) as here, live(**behind(here, timeouts=timeouts)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port, limit=2**10)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        turnstile = gateway.gateway.proxied._backends["shop"].turnstile
+        await eventually(lambda: turnstile.working == 1)
+        await eventually(lambda: turnstile.working == 0)
+        samples = await gateway.metrics()
+        assert samples["gateway_upstream_attempts_total{client,shop}"] == 1
+        assert samples["gateway_proxy_requests_total{shop,4xx}"] == 1
+        assert len(await taken(reader)) < 10**7
+        writer.close()
+
+
+async def taken(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the connection ends, in whatever way."""
+    data = b""
+    try:
+        while part := await reader.read(2**20):
+            data += part
+    except ConnectionError:
+        pass
+    return data
