@@ -194,7 +194,7 @@ class Exchange:
         self.connection.bound(0.0)
         if not self.held:
             self.backend.turnstile.hold()
-            self.backend.upstream.hold(self.target)
+            self.backend.upstream.hold(self.target, now=self.clock(), period=self.period)
             self.held = True
 
     def detach(self) -> asyncio.Transport:
