@@ -208,6 +208,7 @@ class Gateway:
             access_log=access_log,
             closing=lambda: self.parking.draining,
         )
+        self._authenticator.on_withdrawn(self.proxied.withdraw)
         offers, documents = self.proxied.offers, self.proxied.documents
         routes = public_routes(
             prefix,

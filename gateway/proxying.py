@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from multidict import CIMultiDict
 
 from gateway.auth.policy import AUTHENTICATED
+from gateway.auth.principal import KeyRef
 from gateway.config.proxychecks import own_paths
 from gateway.config.routes import RouteSection
 from gateway.config.sections import Config
@@ -42,6 +43,7 @@ from gateway.server.catalog import Offer
 from gateway.server.documents import Documents, Source
 from gateway.server.proxy import Proxy, Route
 from gateway.server.proxymetrics import ProxyMetrics
+from gateway.server.tenures import Tenures
 
 Handler = Callable[[Any], Awaitable[Any]]
 
@@ -75,6 +77,7 @@ class Proxied:
         self._observer = ProxyMetrics(metrics, self._backends.values, time.monotonic)
         self._forwarder = Forwarder(self._observer)
         self._table = routes(config, self._backends)
+        self._tenures = Tenures()
         self._proxy = Proxy(
             routes=self._table,
             own=own_paths(config.server),
@@ -84,6 +87,7 @@ class Proxied:
             metrics=self._observer,
             access_log=access_log,
             closing=closing,
+            tenures=self._tenures,
             scheme="https" if config.server.tls else "http",
         )
         self.offers = [offer(name, section) for name, section in config.routes.items()]
@@ -113,6 +117,10 @@ class Proxied:
                 spawn(names.run())
             if checks is not None:
                 spawn(checks.run())
+
+    def withdraw(self, key: KeyRef) -> None:
+        """End what is held for those whose tokens a withdrawn key has signed."""
+        self._tenures.withdraw(key)
 
     async def drain(self, window: float) -> None:
         """End the long polls that backends hold, spread over `window` seconds: their clients come back to another instance."""

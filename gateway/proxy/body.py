@@ -39,6 +39,8 @@ class Body:
         self._idle = idle
         self.length = length
         self.received = 0
+        self.awaited = False
+        """Whether it is the client that is waited for."""
         self._whole: bytes | None = None
         self._begun = False
 
@@ -74,6 +76,7 @@ class Body:
             connection.write(b"0\r\n\r\n")
 
     async def _read(self) -> bytes:
+        self.awaited = True
         try:
             async with asyncio.timeout(self._idle):
                 return await self._reader.readany()
@@ -83,6 +86,8 @@ class Body:
             raise
         except Exception as error:  # aiohttp's, by its framing and coding
             raise errors.RequestMalformed("The body is not framed as its head says.") from error
+        finally:
+            self.awaited = False
 
     def _framed(self, data: bytes) -> bytes:
         if self.length is not None or not data:

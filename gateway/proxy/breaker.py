@@ -105,7 +105,11 @@ class Breaker:
             raise AssertionError("began an exchange that the breaker does not allow: choose and begin, no await in between")
         self.taken += 1
         if held:
-            self.due = min(self.due, now + self.open)
+            self.hold(now)
+
+    def hold(self, now: float) -> None:
+        """Note that a trial under way is held from now on."""
+        self.due = min(self.due, now + self.open)
 
     def record(self, verdict: Verdict, now: float) -> None:
         """Note the end of an exchange that began in the present period."""

@@ -107,6 +107,11 @@ class Connection(BaseProtocol):
         """Whether an answer is awaited or not read to its end."""
         return self._answer is not None or (self._body is not None and not self._body.is_eof())
 
+    @property
+    def throttled(self) -> bool:
+        """Whether the answer comes faster than it is read, so that the target has to wait."""
+        return self._reading_paused
+
     # --- one exchange ---
 
     def begin(
@@ -164,7 +169,7 @@ class Connection(BaseProtocol):
         """End an exchange that is overdue."""
         if not self.busy:
             return
-        if self._heard:
+        if self._heard or self._reading_paused:  # while nobody reads, it cannot go on
             self._heard = False
             self._idle_due = now + self._idle
         if (self._due and now > self._due) or (self._idle and now > self._idle_due):
@@ -235,6 +240,7 @@ class Connection(BaseProtocol):
         if upgraded:
             # llhttp stops behind a 101: what follows is of the other protocol.
             self._upgraded = True
+            self.reusable = False
             self._tail = rest + following
             self._pause_transport_reading()
             return False

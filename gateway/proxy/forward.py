@@ -139,6 +139,7 @@ class Exchange:
     observer: Observer
     clock: Callable[[], float]
     pump: asyncio.Task[None] | None = None
+    body: Body | None = None
     attempts: int = 1
     period: int = 0
     latency: float | None = None
@@ -168,10 +169,18 @@ class Exchange:
         try:
             data = await self.answer.body.readany()
         except TargetFailed as failure:
-            self._verdict, self._outcome = Verdict.FAILURE, _outcome(failure)
+            if not self._client_was_slow(failure):
+                self._verdict, self._outcome = Verdict.FAILURE, _outcome(failure)
             raise
         self.received += len(data)
         return data
+
+    def _client_was_slow(self, failure: TargetFailed) -> bool:
+        """Tell whether the target had to wait: the client took too little of the answer, or did not go on with its body."""
+        if not isinstance(failure, TargetTimedOut):
+            return False
+        unsent = self.pump is not None and self.pump.done() and not _sent(self.pump)
+        return self.connection.throttled or unsent or (self.body is not None and self.body.awaited)
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Return the fields behind the body, once that has been read; None without any."""
@@ -182,7 +191,7 @@ class Exchange:
         self.connection.bound(0.0)
         if not self.held:
             self.backend.turnstile.hold()
-            self.backend.upstream.hold(self.target)
+            self.backend.upstream.hold(self.target, now=self.clock(), period=self.period)
             self.held = True
 
     def detach(self) -> asyncio.Transport:
@@ -196,7 +205,8 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        if self.pump is not None and not self.pump.done():
+        if self.pump is not None and not _sent(self.pump):
+            # What follows would be taken for the rest of the body.
             self.pump.cancel()
             self.connection.reusable = False
         verdict, outcome = self._verdict, self._outcome
@@ -383,18 +393,20 @@ class Forwarder:
                 self._held[answered] = None
             answer = await answered
             _check_switch(request, answer)
-        except BaseException:
+        except BaseException as error:
             if not answered.cancel() and not answered.cancelled():
                 answered.exception()  # nobody else looks at it
             connection.abort()
             if pump is not None:
                 pump.cancel()
+            if isinstance(error, TargetTimedOut) and body is not None and body.awaited:
+                raise errors.RequestTimedOut from error
             raise
         finally:
             self._held.pop(answered, None)
         held = terms.held
         connection.bound(until, terms.idle)
-        return Exchange(backend, target, connection, answer, terms, held, self._observer, self._clock, pump)
+        return Exchange(backend, target, connection, answer, terms, held, self._observer, self._clock, pump, body)
 
     async def _pump(
         self,
@@ -441,6 +453,11 @@ def _looked_at(pump: asyncio.Task[None]) -> None:
     """Take notice of a failure that matters no more, the answer having come before the body's end."""
     if not pump.cancelled():
         pump.exception()
+
+
+def _sent(pump: asyncio.Task[None]) -> bool:
+    """Tell whether a body has gone out to its end."""
+    return pump.done() and not pump.cancelled() and pump.exception() is None
 
 
 def _repeatable(request: Outgoing) -> bool:

@@ -7,10 +7,13 @@ its target at the moment when it is taken: whoever sends on it has to be ready t
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 import time
 from collections.abc import Callable
 
+from gateway.errors import Overloaded
 from gateway.proxy.connection import Connection, TargetFailed, TargetTimedOut
 
 TICK = 0.1
@@ -18,6 +21,14 @@ TICK = 0.1
 
 _FEW = 256
 _LOOKS = 10
+# The process or the system has no room for another connection, whoever it is to.
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# While a stream of events or a tunnel is silent nothing is in flight that could fail: probes find out.
+_PROBES = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # the names are Linux's
+}
 
 
 class Pool:
@@ -68,12 +79,12 @@ class Pool:
         return None
 
     async def connect(self, address: str, within: float) -> Connection:
-        """Open a connection within so many seconds; TargetFailed, TargetTimedOut."""
+        """Open a connection within so many seconds; TargetFailed, TargetTimedOut; Overloaded where this process has no room."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         try:
             async with asyncio.timeout(within):
-                _, connection = await self._loop.create_connection(
+                transport, connection = await self._loop.create_connection(
                     lambda: Connection(self._loop, self._lost),
                     host,
                     int(port),
@@ -83,7 +94,10 @@ class Pool:
         except TimeoutError as error:
             raise TargetTimedOut("no connection in time", sent=False) from error
         except OSError as error:  # also TLS's
+            if error.errno in _NO_ROOM:
+                raise Overloaded(bound="sockets") from error
             raise TargetFailed(f"no connection: {error.strerror or type(error).__name__}", sent=False) from error
+        _watch(transport.get_extra_info("socket"))
         self._open[connection] = address
         return connection
 
@@ -146,3 +160,13 @@ class Pool:
         kept = self._idle.get(address) if address is not None else None
         if kept and connection in kept:
             kept.remove(connection)
+
+
+def _watch(connected: socket.socket) -> None:
+    """Have the system find out if the other end vanishes."""
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBES.items():
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        pass  # it is closed already, which whoever uses it will see

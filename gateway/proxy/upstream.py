@@ -152,12 +152,15 @@ class Upstream:
             self._due = -math.inf
         return target.period
 
-    def hold(self, target: Target) -> None:
-        """Turn a working exchange into a held one."""
+    def hold(self, target: Target, *, now: float, period: int) -> None:
+        """Turn a working exchange into a held one; `period` as for `end`."""
         if target.working < 1:
             raise AssertionError("held an exchange that was not working")
         target.working -= 1
         target.held += 1
+        if target.breaker is not None and period == target.period and target.breaker.state is State.HALF_OPEN:
+            target.breaker.hold(now)
+            self._due = -math.inf
 
     def end(
         self, target: Target, *, held: bool, verdict: Verdict, now: float, latency: float | None = None, period: int

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,6 +50,7 @@ from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE, reque
 from gateway.server.protocol import InternalError, problem_response
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.relay import Relay
+from gateway.server.tenures import Tenure, Tenures
 
 _log = logging.getLogger(__name__)
 TRANSPORT = "proxy"
@@ -56,6 +59,10 @@ BROKEN = "upstream_broken"
 """The outcome of an answer that broke off: its connection is cut."""
 
 _SWITCHING_PROTOCOLS = 101
+_GRACE = 1.5
+"""Seconds in which every connection to a target is looked at, and a little more."""
+
+_STORED = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 _WITH_BODY = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
 _METHODS = (*sorted(_WITH_BODY | {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE}), hdrs.METH_OPTIONS)
@@ -120,6 +127,21 @@ class Passage:
     held: bool = False
     expects: bool = False
     """The client waits for 100 Continue."""
+    holder: Holder | None = None
+    """Who has a slot of the route for it."""
+    switched: bool = False
+    """It goes on in a tunnel, which ends it."""
+    since: int = 0
+    """How many keys had been withdrawn when the token was found good."""
+    tenure: Tenure | None = None
+    """What ends the tunnel with the token."""
+
+    def release(self) -> None:
+        """Give its slot back, and forget whom it is held for."""
+        if self.tenure is not None:
+            self.tenure.close()
+        if self.holder is not None and self.route.slots is not None:
+            self.route.slots.release_of(self.holder)
 
     def target(self, path: str) -> str:
         """Return a target with this path and the query as sent."""
@@ -143,6 +165,7 @@ class Proxy:
         metrics: ProxyMetrics,
         access_log: AccessLog | None,
         closing: Callable[[], bool],
+        tenures: Tenures,
         scheme: str = "http",
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
@@ -155,6 +178,7 @@ class Proxy:
         self._metrics = metrics
         self._access_log = access_log
         self._closing = closing
+        self._tenures = tenures
         self._scheme = scheme
         self._clock = clock
         self._unix_clock = unix_clock
@@ -187,8 +211,9 @@ class Proxy:
     async def _answer(
         self, request: web.BaseRequest, found: Found[Route] | WrongMethod, host: str, path: str, query: str
     ) -> web.StreamResponse:
-        facts = self._facts(request)
         relay = Relay(request)
+        await relay.ready()
+        facts = self._facts(request)
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
@@ -247,12 +272,13 @@ class Proxy:
         passage.values = Values(passage.found.parameters, principal, request.headers)
         if ends_here(request.method, passage.message.raw_headers):
             return self._end_here(passage)
-        holder = self._charge(passage, principal)
+        passage.holder = self._charge(passage, principal)
         try:
-            return await self._forward(passage)
+            with self._held_for(passage, route.terms.total) if route.terms.held else nullcontext():
+                return await self._forward(passage)
         finally:
-            if holder is not None and route.slots is not None:
-                route.slots.release_of(holder)
+            if not passage.switched:
+                passage.release()
 
     def _end_here(self, passage: Passage) -> web.StreamResponse:
         """Answer as the last one that a request may reach (RFC 9110 §7.6.2); TRACE could tell secrets (§9.3.8)."""
@@ -273,6 +299,7 @@ class Proxy:
         if passage.route.public:
             self._admission.charge_address(passage.facts.address)
             return None
+        passage.since = self._tenures.withdrawals
         principal = await self._admission.identify(passage.request)
         if not passage.route.allow.allows(principal, passage.found.parameters):
             raise errors.Forbidden
@@ -289,6 +316,11 @@ class Proxy:
         route.slots.acquire(who)
         return route.slots.holder(who)
 
+    def _held_for(self, passage: Passage, within: float = math.inf) -> AbstractContextManager[None]:
+        """Return what ends the task with the token that it is held for; it ends by itself `within` so many seconds."""
+        principal = passage.values.principal
+        return nullcontext() if principal is None else self._tenures.bounding(principal, passage.since, within=within)
+
     async def _forward(self, passage: Passage) -> web.StreamResponse:
         route = passage.route
         backend = route.backend(passage.values, passage.facts.address)
@@ -297,7 +329,7 @@ class Proxy:
         key = None if backend.key is None else passage.values.text(backend.key).encode("utf-8", "surrogateescape")
         passage.held = route.terms.held
         try:
-            if route.cache is not None and hdrs.UPGRADE not in outgoing.headers:
+            if route.cache is not None and _is_cacheable(outgoing):
                 await self._from_cache(passage, route.cache, backend, outgoing, key)
             else:
                 exchange = await self._forwarder.ask(backend, route.terms, outgoing, key)
@@ -319,10 +351,11 @@ class Proxy:
         """Send a backend's answer."""
         message = exchange.message
         headers = returned_head(message.raw_headers, version=_version(message), trailers=message.chunked)
-        if message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
+        if _is_stream(message.headers):
             exchange.hold()
             passage.held = True
-            await self._send(passage, message.code, message.reason, headers, None, exchange.read)
+            with self._held_for(passage):
+                await self._send(passage, message.code, message.reason, headers, None, exchange.read)
         else:
             await self._send(passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers)
 
@@ -350,7 +383,9 @@ class Proxy:
         self._metrics.cached(route.name, answer.result)
         try:
             whole = answer.body if isinstance(answer.body, bytes) else None
-            await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
+            passage.held |= _is_stream(answer.headers)
+            with self._held_for(passage) if passage.held else nullcontext():
+                await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
         finally:
             await answer.close()
 
@@ -383,14 +418,23 @@ class Proxy:
         relay.begin(status, reason, headers)
         compressor = None if coding is None else Compressor(coding)
         data = whole or b""
-        if whole is None:
-            data = await read()
-        while data:
-            await relay.write(data if compressor is None else compressor.feed(data))
-            data = b"" if whole is not None else await read()
-        if compressor is not None:
-            await relay.write(compressor.end())
+        try:
+            async with asyncio.timeout(None if passage.held else self._left(passage)):
+                if whole is None:
+                    data = await read()
+                while data:
+                    await relay.write(data if compressor is None else compressor.feed(data))
+                    data = b"" if whole is not None else await read()
+                if compressor is not None:
+                    await relay.write(compressor.end())
+        except TimeoutError as error:
+            relay.abort()
+            raise ConnectionResetError("the client did not take its answer in time") from error
         relay.end(trailers())
+
+    def _left(self, passage: Passage) -> float:
+        """Return how many seconds an answer may still take; where it is the backend that is slow, that is found out before."""
+        return max(0.0, passage.facts.began + passage.route.terms.total - self._clock()) + _GRACE
 
     def _dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
         """Put in what the route has to say."""
@@ -506,22 +550,35 @@ class Proxy:
         """Join the client and the target, after 101."""
         headers = returned_head(exchange.message.raw_headers, version=_version(exchange.message), upgrade=True)
         passage.route.response_edits.apply(headers, passage.values)
-        rest = exchange.connection.rest()
-        target = exchange.detach()
+        headers["X-Request-Id"] = passage.facts.request_id
+        # What may fail comes first: whoever has given the connection away has to see to it that all is counted to its end.
+        principal = passage.values.principal
+        if principal is not None:
+            self._tenures.check(principal, passage.since)
         exchange.hold()
         passage.held = True
-        headers["X-Request-Id"] = passage.facts.request_id
         passage.relay.switch(exchange.message.reason, headers)
+        rest = exchange.connection.rest()
+        target = exchange.detach()
+        passage.switched = True
 
         def ended(tunnel: Tunnel) -> None:
             self._tunnels.discard(tunnel)
             exchange.received = tunnel.target.received
             passage.relay.sent = tunnel.target.received
             exchange.close()
+            passage.release()
             self._done(passage.request, passage, passage.facts, passage.relay)
 
         tunnel = Tunnel(ended)
         self._tunnels.add(tunnel)
+
+        def end(error: errors.GatewayError) -> None:
+            passage.facts.code = error.code
+            tunnel.abort()
+
+        if principal is not None:
+            passage.tenure = self._tenures.begin(principal, end)
         return _Switch(tunnel, target, rest)
 
     # --- ends ---
@@ -666,6 +723,12 @@ async def fetched(exchange: Exchange) -> Fetched:
     """Return a backend's answer as a cache takes it."""
     message = exchange.message
     headers = returned_head(message.raw_headers, version=_version(message))
+    if _is_stream(message.headers):
+        try:
+            exchange.hold()
+        except errors.Overloaded:
+            exchange.close()
+            raise
     whole = exchange.whole()
     if whole is None:
         return Fetched(message.code, headers, Pouring(exchange))
@@ -694,6 +757,15 @@ class Pouring(AsyncIterator[bytes]):
 
 async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
     return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _is_cacheable(request: Outgoing) -> bool:
+    """Tell whether a request may go through a cache: what its body asks for is not in the key (RFC 9110 §9.3.1)."""
+    return hdrs.UPGRADE not in request.headers and (request.body is None or request.method not in _STORED)
+
+
+def _is_stream(headers: Mapping[str, str]) -> bool:
+    return headers.get(hdrs.CONTENT_TYPE, "").lower().startswith(EVENT_STREAM)
 
 
 def _size(headers: Mapping[str, str], whole: bytes | None) -> int | None:

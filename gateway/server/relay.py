@@ -46,14 +46,23 @@ class Relay:
         """What the handler returns to aiohttp."""
         return _KEPT if self._keep_alive and self._ended else _CLOSED
 
+    async def ready(self) -> None:
+        """Wait until the client has taken enough of the answers before this one; ConnectionError if it has left."""
+        if self._protocol.writing_paused:
+            await self._protocol._drain_helper()  # noqa: SLF001  # what aiohttp's own writer calls
+
     def close(self) -> None:
         """Have the connection end with this answer."""
         self._keep_alive = False
 
     def informational(self, status: int, reason: str, headers: CIMultiDict[str]) -> None:
-        """Send a 1xx answer, if the client may get one (RFC 9110 §15.2: not with HTTP/1.0) and nothing else has begun."""
-        if self._modern and not self.began:
-            self._transport().write(head_bytes(_line(status, reason), headers.items()))
+        """Send a 1xx answer, if the client may get one (RFC 9110 §15.2: not with HTTP/1.0) and nothing else has begun.
+
+        Nothing happens where the client has left: others may wait for what follows.
+        """
+        transport = self._protocol.transport
+        if self._modern and not self.began and transport is not None and not transport.is_closing():
+            transport.write(head_bytes(_line(status, reason), headers.items()))
 
     def send(self, status: int, reason: str, headers: CIMultiDict[str], body: bytes) -> None:
         """Send an answer whose body is all there."""

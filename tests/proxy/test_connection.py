@@ -272,6 +272,7 @@ async def test_switching_protocols_gives_the_connection_away(opened: list[Connec
         connection = await connected(here.port, opened)
         answer = await ask(connection)
         assert answer.message.code == 101
+        assert not connection.reusable
         assert connection.rest() == b"\x81\x02hi"
         transport = connection.leave()
         assert connection.transport is None

@@ -512,3 +512,155 @@ async def test_a_field_cannot_become_two(value: str) -> None:
     async with backend(answering(ok())) as here, world(here.address) as made:
         with pytest.raises(ValueError, match="line break"):
             await made.ask(X=value)
+
+
+async def test_a_connection_with_half_a_request_on_it_is_not_kept() -> None:
+    """A body that its client does not go on with: the next request would be taken for the rest of it."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(ok(b"early"))
+        await visit.reader.read()
+
+    async with backend(script) as here, world(here.address) as made:
+        feed = Feed()
+        exchange = await made.ask("POST", Body(feed, length=100, limit=10**6, idle=0.05))
+        assert exchange.pump is not None
+        await asyncio.wait([exchange.pump])
+        assert exchange.whole() == b"early"
+        exchange.close()
+        assert made.backend.pool.idle == 0
+
+
+async def large(visit: Visit) -> None:
+    """Answer with more than is read ahead."""
+    await visit.head()
+    await visit.say(ok(b"x" * 10**7))
+    await visit.reader.read()
+
+
+async def test_a_client_that_reads_slowly_is_waited_for() -> None:
+    """The target cannot go on meanwhile: its pause is none of its own."""
+    async with backend(large) as here, world(here.address, idle=5.0) as made:
+        exchange = await made.ask()
+        await eventually(lambda: exchange.connection.throttled)
+        now = asyncio.get_running_loop().time()
+        for later in range(1, 60):
+            exchange.connection.tick(now + later)
+        size = 0
+        while part := await exchange.read():
+            size += len(part)
+        exchange.close()
+        assert size == 10**7
+        assert made.seen.attempts == {"ok": 1}
+
+
+async def test_a_client_that_reads_too_slowly_counts_against_nobody() -> None:
+    """`total` ends the exchange all the same."""
+    async with backend(large) as here, world(here.address, total=0.3) as made:
+        exchange = await made.ask()
+        await eventually(lambda: exchange.connection.transport is None)
+        with pytest.raises(TargetFailed):
+            await exchange.read()
+        exchange.close()
+        assert made.seen.attempts == {"client": 1}
+
+
+@pytest.mark.parametrize("early", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nearly"])
+async def test_a_client_that_sends_too_slowly_counts_against_nobody(early: bytes) -> None:
+    """Its body comes without a pause that is too long, but not within `total`; the target may have begun to answer."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(early)
+        await visit.reader.read()
+
+    async with backend(script) as here, world(here.address, total=0.3) as made:
+        with pytest.raises(TargetFailed if early else errors.RequestTimedOut):
+            await made.get("POST", Body(Feed(), length=5, limit=100, idle=5.0))
+        assert made.seen.attempts == {"client": 1}
+
+
+async def test_a_client_that_has_given_up_on_its_body_counts_against_nobody() -> None:
+    """The target has begun to answer, and waits in vain for the rest before it goes on."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nearly")
+        await visit.reader.read()
+
+    async with backend(script) as here, world(here.address, total=0.5) as made:
+        with pytest.raises(TargetFailed):
+            await made.get("POST", Body(Feed(), length=5, limit=100, idle=0.1))
+        assert made.seen.attempts == {"client": 1}
+
+
+async def test_a_target_that_does_not_take_the_body_is_to_blame() -> None:
+    """The client has done its part."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await asyncio.Event().wait()
+
+    async with backend(script) as here, world(here.address, total=0.3) as made:
+        parts = [b"x" * 10**6] * 20
+        with pytest.raises(errors.UpstreamTimeout):
+            await made.get("POST", body(*parts, limit=10**8))
+        assert made.seen.attempts == {"timeout": 1}
+
+
+async def _whatever(made: World, kind: str) -> None:
+    if kind == "queued":
+        async with asyncio.timeout(5):
+            first = await made.ask()
+            second = asyncio.ensure_future(made.get())
+            try:
+                await asyncio.sleep(0)
+                first.close()
+                await second
+            finally:
+                first.close()
+                second.cancel()
+                await asyncio.gather(second, return_exceptions=True)
+    elif kind == "sent":
+        feed = Feed()
+        for part in (b"ab", b"cd", b"e", b""):
+            feed.parts.put_nowait(part)
+        await made.get("PUT", Body(feed, length=5, limit=100, idle=5), Content_Length="5")
+    elif kind == "event":
+        exchange = await made.ask()
+        try:
+            exchange.hold()
+            await exchange.read()
+        finally:
+            exchange.close()
+    else:
+        await made.get()
+
+
+@pytest.mark.parametrize("kind", ["plain", "queued", "sent", "event", "retried", "refused", "held"])
+async def test_whenever_a_client_leaves_all_is_given_back(kind: str) -> None:
+    """Cancelled at each turn of the loop: no place, count, trial or connection stays behind, and it counts against nobody."""
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            if b"Content-Length" in head:
+                await visit.body(5)
+            await visit.say(ok(b"x" * 10, status=b"503 No" if kind == "retried" else b"200 OK"))
+
+    def breaker() -> Breaker:
+        return Breaker(consecutive=1000, open=5.0, max_open=5.0, trials=1)
+
+    turnstile = Turnstile("shop", concurrent=1, held=1, queue=1, queue_timeout=1.0)
+    given = {"turnstile": turnstile, "held": kind == "held", "breaker": breaker}
+    async with backend(script) as here, world("127.0.0.1:1" if kind == "refused" else here.address, **given) as made:
+        for turns in range(60):
+            asking = asyncio.ensure_future(_whatever(made, kind))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert made.idle, (turns, made.upstream)
+            assert (turnstile.working, turnstile.held, turnstile.queued) == (0, 0, 0), turns
+            await eventually(lambda: len(made.backend.pool) == made.backend.pool.idle)
+        assert not made.seen.attempts.keys() & {"timeout", "broken"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections import Counter
@@ -14,6 +15,7 @@ import trustme
 from proxy.backend import Visit, answering, backend, ok
 from waiting import eventually
 
+from gateway.errors import Overloaded
 from gateway.proxy.connection import TargetFailed, TargetTimedOut
 from gateway.proxy.pool import Pool
 
@@ -232,3 +234,27 @@ async def test_tls() -> None:
         stranger = Pool(idle=1, keepalive=1, tls=client, server_name="other.test")
         with pytest.raises(TargetFailed):
             await stranger.connect(address, 5.0)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_want_of_room_here_is_no_targets_fault(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """When this process has no descriptor left, that says nothing of any target: no breaker opens."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "no room")
+
+    async with pooled() as (pool, _):
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+        with pytest.raises(Overloaded) as refused:
+            await pool.connect("127.0.0.1:1", 5.0)
+        assert refused.value.bound == "sockets"
+
+
+async def test_a_target_that_has_vanished_is_found_out() -> None:
+    """While a stream or a tunnel is silent nothing is in flight that could fail."""
+    async with backend(answering(ok())) as here, pooled() as (pool, _):
+        connection = await pool.connect(here.address, 5.0)
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30

@@ -147,7 +147,7 @@ class TestCounts:
         first_period = upstream.begin(one, held=False, now=0.0)
         other_period = upstream.begin(other, held=True, now=0.0)
         assert (upstream.working, upstream.held) == (1, 1)
-        upstream.hold(one)
+        upstream.hold(one, now=0.0, period=first_period)
         assert (upstream.working, upstream.held) == (0, 2)
         upstream.end(one, held=True, verdict=OK, now=1.0, latency=0.5, period=first_period)
         upstream.end(other, held=True, verdict=OK, now=1.0, period=other_period)
@@ -162,7 +162,7 @@ class TestCounts:
             with pytest.raises(AssertionError, match="had not begun"):
                 upstream.end(target, held=held, verdict=OK, now=0.0, period=0)
         with pytest.raises(AssertionError, match="not working"):
-            upstream.hold(target)
+            upstream.hold(target, now=0.0, period=0)
 
 
 class TestBreaker:
@@ -229,6 +229,20 @@ class TestBreaker:
         ended = upstream.end(target, held=True, verdict=FAILURE, now=180.0, period=period)
         assert ended == [HalfOpened(target), Closed(target)]
         assert upstream.choose(180.0, rand=first) is target
+
+    def test_a_trial_that_becomes_a_stream_closes_it_by_silence(self) -> None:
+        """Else one client's stream of events would keep all others out for as long as it lasts; one of before decides nothing."""
+        upstream = upstream_of(*endpoints(1), breaker=BREAKER)
+        (target,) = upstream.targets
+        old = upstream.begin(target, held=False, now=100.0)
+        fail(upstream, target, 100.0)
+        assert upstream.choose(105.0, rand=first) is target
+        period = upstream.begin(target, held=False, now=105.0)
+        upstream.hold(target, now=106.0, period=old)
+        assert upstream.choose(111.0, rand=first) is None
+        upstream.hold(target, now=112.0, period=period)
+        assert upstream.choose(116.9, rand=first) is None
+        assert upstream.choose(117.0, rand=first) is target
 
     def test_whoever_begins_unasked_meets_the_time_too(self) -> None:
         """Begin looks at the clock itself."""
@@ -524,7 +538,7 @@ class UpstreamModel(RuleBasedStateMachine):
         working = [number for number, (_, held, _) in enumerate(self.exchanges) if not held]
         number = working[index % len(working)]
         target, _, period = self.exchanges[number]
-        self.upstream.hold(target)
+        self.upstream.hold(target, now=self.now, period=period)
         self.exchanges[number] = (target, True, period)
 
     @rule(seconds=st.sampled_from([0.5, 4.0, 6.0, 30.0]))

@@ -406,3 +406,141 @@ async def test_a_request_that_is_tried_again() -> None:
         async with live(**behind(here, upstream)) as gateway:
             assert {(await gateway.ask("POST", "/x")).status for _ in range(6)} == {200}
             assert (await gateway.metrics())["gateway_upstream_retries_total{shop}"] >= 1
+
+
+UPGRADE = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+async def test_an_upgrade_for_which_there_is_no_room() -> None:
+    """503, and neither its place nor its connection to the backend is lost for good."""
+    ended = asyncio.Event()
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(SWITCHED)
+        await visit.reader.read()
+        ended.set()
+
+    upstream = {"limits": {"held": 1, "concurrent": 1, "queue": 0}}
+    async with backend(script) as here, live(**behind(here, upstream)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+        writer.write(UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        for _ in range(3):
+            answer = await raw(gateway, UPGRADE, until=b"}")
+            assert b'"code":"overloaded"' in answer
+        async with asyncio.timeout(5):
+            await ended.wait()
+        samples = await gateway.metrics()
+        assert samples["gateway_upstream_outstanding{working,shop}"] == 0
+        assert samples["gateway_upstream_connections{busy,shop}"] == 0
+        writer.close()
+        await eventually(lambda: _outstanding(gateway, 0))
+
+
+async def test_what_has_switched_protocols_is_one_of_those_at_once() -> None:
+    """The route's bound of each principal holds for as long as the connection does."""
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await visit.say(SWITCHED)
+        await visit.reader.read()
+
+    async with backend(script) as here, live(**behind(here, limits={"concurrent": 1})) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+        writer.write(UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert b'"code":"too_many_polls"' in await raw(gateway, UPGRADE, until=b"}")
+        writer.close()
+        await eventually(lambda: _outstanding(gateway, 0))
+        assert (await raw(gateway, UPGRADE, until=b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+
+
+async def test_a_get_with_a_body_goes_past_the_cache() -> None:
+    """RFC 9110 §9.3.1: its answer may depend on the body, which is not in the cache's key."""
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            poisoned = await visit.body(4) if b"Content-Length: 4" in head else b"good"
+            await visit.say(ok(poisoned, b"Cache-Control: max-age=60"))
+
+    async with backend(script) as here, live(**behind(here, cache={})) as gateway:
+        assert (await gateway.ask("GET", "/x", data=b"evil")).body == b"evil"
+        assert (await gateway.ask("GET", "/x")).body == b"good"
+        assert (await gateway.ask("GET", "/x", data=b"evil")).body == b"evil"
+        assert (await gateway.ask("GET", "/x")).body == b"good"
+        assert len(here.heads) == 3
+
+
+async def test_an_early_hint_for_a_client_that_has_left() -> None:
+    """It does no harm to the one who waits for the same answer."""
+    go = asyncio.Event()
+
+    async def script(visit: Visit) -> None:
+        await visit.head()
+        await go.wait()
+        await visit.say(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok(b"all", b"Cache-Control: max-age=60"))
+        await visit.head()
+
+    async with backend(script) as here, live(**behind(here, cache={})) as gateway:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        await eventually(lambda: here.heads)
+        following = asyncio.ensure_future(raw(gateway, b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+        await eventually(lambda: _interest(gateway, 2))
+        writer.close()
+        await writer.wait_closed()
+        await eventually(lambda: _interest(gateway, 1))
+        go.set()
+        assert (await following).endswith(b"all")
+        assert len(here.heads) == 1
+
+
+def _interest(gateway: Live, count: int) -> bool:
+    (cache,) = gateway.gateway.proxied._caches
+    return [flight.interest for kinds in cache._flights.values() for flight in kinds.values()] == [count]
+
+
+async def test_a_client_that_asks_and_does_not_read_is_not_answered() -> None:
+    """It has to take what it asked for before: else its answers would pile up here without an end."""
+    async with backend(answering(ok(b"x" * 100_000))) as here, live(**behind(here)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port, limit=2**10)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 300)
+        for _ in range(100):
+            await gateway.ask("GET", "/other")
+        unread = [head for head in here.heads if head.startswith(b"GET /x ")]
+        assert len(unread) < 100
+        size = 0
+        while size < 3 * 10**7:
+            data = await reader.read(2**20)
+            assert data
+            size += len(data)
+        writer.close()
+
+
+async def test_a_client_that_does_not_take_its_answer_in_time() -> None:
+    """`total` is for all of an exchange: then its connection is cut, and its place is somebody else's."""
+    timeouts = {"first_byte": 0.5, "idle": 0.5, "connect": 0.5, "total": 0.5}
+    async with backend(answering(ok(b"x" * 10**7))) as here, live(**behind(here, timeouts=timeouts)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port, limit=2**10)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        turnstile = gateway.gateway.proxied._backends["shop"].turnstile
+        await eventually(lambda: turnstile.working == 1)
+        await eventually(lambda: turnstile.working == 0)
+        samples = await gateway.metrics()
+        assert samples["gateway_upstream_attempts_total{client,shop}"] == 1
+        assert samples["gateway_proxy_requests_total{shop,4xx}"] == 1
+        assert len(await taken(reader)) < 10**7
+        writer.close()
+
+
+async def taken(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the connection ends, in whatever way."""
+    data = b""
+    try:
+        while part := await reader.read(2**20):
+            data += part
+    except ConnectionError:
+        pass
+    return data
