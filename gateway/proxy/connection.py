@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
@@ -51,6 +51,18 @@ class Answer(NamedTuple):
     body: StreamReader
 
 
+class Listener(Protocol):
+    """Who is told of an answer at once, without a future and the turn of the loop that it takes. One of both is called."""
+
+    def answered(self, answer: Answer) -> None:
+        """Take the answer; its body may be there already."""
+        ...
+
+    def failed(self, failure: TargetFailed) -> None:
+        """Take that none comes."""
+        ...
+
+
 class Connection(BaseProtocol):
     """A connection to a target. `on_lost` is called once, when it is gone."""
 
@@ -63,6 +75,7 @@ class Connection(BaseProtocol):
         "_idle",
         "_idle_due",
         "_informational",
+        "_listener",
         "_on_lost",
         "_tail",
         "began",
@@ -75,6 +88,7 @@ class Connection(BaseProtocol):
         super().__init__(loop)
         self._on_lost = on_lost
         self._answer: asyncio.Future[Answer] | None = None
+        self._listener: Listener | None = None
         self._body: StreamReader | None = None
         self._informational: Callable[[RawResponseMessage], None] | None = None
         self._due = self._idle = self._idle_due = 0.0
@@ -94,7 +108,11 @@ class Connection(BaseProtocol):
     @property
     def busy(self) -> bool:
         """Whether an answer is awaited or not read to its end."""
-        return self._answer is not None or (self._body is not None and not self._body.is_eof())
+        return self._awaited or (self._body is not None and not self._body.is_eof())
+
+    @property
+    def _awaited(self) -> bool:
+        return self._answer is not None or self._listener is not None
 
     # --- one exchange ---
 
@@ -106,6 +124,18 @@ class Connection(BaseProtocol):
         `bodiless`: there is no body whatever the head says (RFC 9110 §9.3.2, HEAD); such an answer is the last on its
         connection. `informational` is called with each 1xx answer. The future ends with TargetFailed if none comes.
         """
+        self._expect(due, informational, bodiless=bodiless)
+        future = self._answer = self._loop.create_future()
+        return future
+
+    def listen(self, listener: Listener, *, due: float, informational: Callable[[RawResponseMessage], None]) -> None:
+        """Expect an answer with a body as `begin` does, which a listener is told of."""
+        self._expect(due, informational)
+        self._listener = listener
+
+    def _expect(
+        self, due: float, informational: Callable[[RawResponseMessage], None] | None, *, bodiless: bool = False
+    ) -> None:
         if self._parser is None or bodiless:
             self._parser = HttpResponseParser(
                 self,
@@ -119,13 +149,11 @@ class Connection(BaseProtocol):
             )
         if bodiless:
             self.reusable = False
-        future = self._answer = self._loop.create_future()
         self._informational = informational
         self._body = self._tail = None
         self.began = False
         self.used += 1
         self.bound(due)
-        return future
 
     def write(self, data: bytes) -> None:
         """Send a part of the request; TargetFailed if the connection is gone."""
@@ -193,7 +221,7 @@ class Connection(BaseProtocol):
         """Feed the parser."""
         self._heard = True
         parser = self._parser
-        if parser is None or not (self._answer is not None or self.busy):
+        if parser is None or not self.busy:
             if data:
                 self.abort()  # nobody has asked for anything
             return
@@ -205,13 +233,17 @@ class Connection(BaseProtocol):
         except HttpProcessingError as error:
             self._fail(TargetFailed(f"the answer cannot be parsed: {type(error).__name__}", began=True))
             return
+        listener = self._listener
+        answer: Answer | None = None
         for message, body in messages:
-            self._take(message, body, data)
+            answer = self._take(message, body, data) or answer
         if upgraded:
             # llhttp stops behind a 101: what follows is of the other protocol.
             self._upgraded = True
             self._tail = rest
             self._pause_transport_reading()
+        if listener is not None and answer is not None:
+            listener.answered(answer)
 
     def rest(self) -> bytes:
         """Return what came behind a 101 in the same segment."""
@@ -244,23 +276,26 @@ class Connection(BaseProtocol):
 
     # --- inside ---
 
-    def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> None:
-        future = self._answer
+    def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> Answer | None:
+        """Take a head; return it if it is the answer that was expected."""
         if message.code < _OK and message.code != _SWITCHING_PROTOCOLS:
             if self._informational is not None:
                 self._informational(message)
-            return
-        if future is None:
+            return None
+        if not self._awaited:
             self.abort()  # a second answer to one request
-            return
-        self._answer = self._informational = None
+            return None
+        future = self._answer
+        self._answer = self._listener = self._informational = None
         self._body = body
         if message.should_close:
             self.reusable = False
         if message.chunked and "Trailer" in message.headers:
             self._tail = data[-MAX_TRAILERS:]
-        if not future.done():
-            future.set_result(Answer(message, body))
+        answer = Answer(message, body)
+        if future is not None and not future.done():
+            future.set_result(answer)
+        return answer
 
     def _fail(self, failure: TargetFailed) -> None:
         self._failure = failure
@@ -272,8 +307,11 @@ class Connection(BaseProtocol):
     def _end(self, failure: TargetFailed) -> None:
         """Tell whoever waits."""
         future, self._answer = self._answer, None
+        listener, self._listener = self._listener, None
         if future is not None and not future.done():
             future.set_exception(failure)
+        if listener is not None:
+            listener.failed(failure)
         body = self._body
         if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(failure)

@@ -25,6 +25,7 @@ from gateway.auth.templates import Template
 from gateway.proxy.body import Body
 from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from gateway.proxy.events import Event
+from gateway.proxy.headers import serialized
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Attempted, Budget, backoff, may_retry
 from gateway.proxy.target import Target
@@ -121,12 +122,7 @@ class Outgoing:
 
     def head(self) -> bytes:
         """Return the head; ValueError if a field cannot be one."""
-        lines = [f"{self.method} {self.target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        text = "\r\n".join(lines)
-        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-            raise ValueError("a header field with a line break")
-        return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        return serialized(f"{self.method} {self.target} HTTP/1.1", self.headers)
 
 
 @dataclass(slots=True)
@@ -223,6 +219,22 @@ class Exchange:
             self.observer.changed(backend.name, event)
 
 
+@dataclass(slots=True)
+class Begun:
+    """A working exchange's first attempt, begun with a connection that was kept; None: there was none, nothing was sent.
+
+    In the end there is an exchange or a failure.
+    """
+
+    target: Target
+    connection: Connection | None
+    period: int
+    now: float
+    until: float
+    exchange: Exchange | None = None
+    failure: TargetFailed | None = None
+
+
 class Forwarder:
     """Sends requests to upstreams. `rand` gives numbers in [0, 1)."""
 
@@ -253,36 +265,85 @@ class Forwarder:
                 answered.set_exception(errors.Draining())
             await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
 
-    async def ask(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None) -> Exchange:
-        """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by.
+    # --- a first attempt without a task, by whoever hears the connection ---
+
+    def begin(self, backend: Backend, terms: Terms, key: bytes | None) -> Begun | None:
+        """Begin a working exchange, if there is a place for it and a target; `ask` goes on with it, or it is ended here."""
+        if not backend.turnstile.enter_at_once():
+            return None
+        now = self._clock()
+        upstream = backend.upstream
+        target = upstream.choose(now, key=key, rand=self._rand)
+        if target is None:
+            backend.turnstile.leave(held=False)
+            return None
+        backend.budget.note_request(now)
+        period = upstream.begin(target, held=False, now=now)
+        return Begun(target, backend.pool.take(target.address), period, now, now + terms.total)
+
+    def answered(self, backend: Backend, terms: Terms, begun: Begun, answer: Answer) -> Exchange:
+        """Return the exchange of an attempt whose answer has begun."""
+        if begun.connection is None:
+            raise AssertionError("an answer without a connection")
+        exchange = Exchange(
+            backend, begun.target, begun.connection, answer, terms, False, self._observer, self._clock, None, 1, begun.period
+        )
+        exchange.latency = self._clock() - begun.now
+        begun.exchange = exchange
+        return exchange
+
+    def abandon(self, backend: Backend, terms: Terms, begun: Begun) -> None:
+        """End an attempt whose client has left."""
+        if begun.exchange is not None:
+            begun.exchange.close()
+            return
+        if begun.connection is not None:
+            begun.connection.abort()
+        backend.turnstile.leave(held=False)
+        self._ended(backend, begun.target, terms, begun.period, Verdict.NEUTRAL, "client")
+
+    # --- whole exchanges ---
+
+    async def ask(
+        self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None, begun: Begun | None = None
+    ) -> Exchange:
+        """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by. `begun`: go on with that.
 
         Raises Overloaded, CircuitOpen, UpstreamFailed, UpstreamTimeout, and for what the client did BodyTooLarge,
         RequestMalformed, RequestTimedOut.
         """
         held = terms.held
-        await backend.turnstile.enter(held=held)
+        if begun is None:
+            await backend.turnstile.enter(held=held)
         try:
-            return await self._attempts(backend, terms, request, key)
+            return await self._attempts(backend, terms, request, key, begun)
         except BaseException:
             backend.turnstile.leave(held=held)
             raise
 
-    async def _attempts(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None) -> Exchange:
+    async def _attempts(
+        self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None, begun: Begun | None
+    ) -> Exchange:
         upstream, retries = backend.upstream, backend.retries if terms.retries else NEVER
-        until = self._clock() + terms.total
+        until = self._clock() + terms.total if begun is None else begun.until
         tried: list[Target] = []
         failure: TargetFailed | None = None
         attempts = 0
-        backend.budget.note_request(self._clock())
+        if begun is None:
+            backend.budget.note_request(self._clock())
         while True:
-            now = self._clock()
-            target = upstream.choose(now, key=key, tried=tried, rand=self._rand)
-            if target is None:
-                raise _given_up(failure) if failure is not None else errors.CircuitOpen(upstream.retry_after(now))
+            if begun is None:
+                now = self._clock()
+                target = upstream.choose(now, key=key, tried=tried, rand=self._rand)
+                if target is None:
+                    raise _given_up(failure) if failure is not None else errors.CircuitOpen(upstream.retry_after(now))
+                period = upstream.begin(target, held=terms.held, now=now)
+            else:
+                now, target, period = begun.now, begun.target, begun.period
             attempts += 1
-            period = upstream.begin(target, held=terms.held, now=now)
+            attempt, begun = begun, None
             try:
-                exchange = await self._attempt(backend, target, terms, request, until)
+                exchange = await self._attempt(backend, target, terms, request, until, attempt)
             except TargetFailed as failed:
                 self._ended(backend, target, terms, period, Verdict.FAILURE, _outcome(failed))
                 if not self._again(_attempted(failed), backend, retries, request, attempts, until):
@@ -344,11 +405,16 @@ class Forwarder:
             exchange.connection.reusable = False
         backend.pool.give_back(exchange.connection)
 
-    async def _attempt(self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float) -> Exchange:
+    async def _attempt(
+        self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float, begun: Begun | None
+    ) -> Exchange:
         pool = backend.pool
-        connection = pool.take(target.address)
-        if connection is not None:
+        sent = begun is not None and begun.connection is not None
+        connection = None if sent else pool.take(target.address)
+        if sent or connection is not None:
             try:
+                if connection is None:
+                    return _result(begun, terms)
                 return await self._send(backend, target, connection, terms, request, until)
             except TargetFailed as failure:
                 stale = not failure.began and not isinstance(failure, TargetTimedOut)
@@ -430,6 +496,14 @@ def _informed(request: Outgoing, invited: asyncio.Event | None) -> Callable[[Raw
             request.on_informational(message)
 
     return informed
+
+
+def _result(begun: Begun | None, terms: Terms) -> Exchange:
+    """Return the exchange of an attempt that was made, or raise its failure."""
+    if begun is None or begun.exchange is None:
+        raise (None if begun is None else begun.failure) or AssertionError("the attempt is still under way")
+    begun.exchange.connection.bound(begun.until, terms.idle)
+    return begun.exchange
 
 
 def _looked_at(pump: asyncio.Task[None]) -> None:

@@ -95,6 +95,15 @@ def stripped_names(claims: Iterable[str] = (), *, authorization: bool = False) -
 STRIPPED: Final = stripped_names()
 
 
+def serialized(line: str, headers: Mapping[str, str]) -> bytes:
+    """Return a head with its first line; bytes that were no text stay what they were. ValueError if a field cannot be one."""
+    lines = [line, *[f"{name}: {value}" for name, value in headers.items()]]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
+        raise ValueError("a header field with a line break")
+    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+
 def ends_here(method: str, raw: Raw) -> bool:
     """Tell whether a request has to be answered here and is not to be forwarded (RFC 9110, section 7.6.2)."""
     return method in _BOUNDED and any(name.lower() == b"max-forwards" and not value.strip(b"0") for name, value in raw)
