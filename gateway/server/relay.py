@@ -10,9 +10,10 @@ import asyncio
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
-from aiohttp.http_writer import HttpVersion11, _serialize_headers
+from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
+from gateway.proxy.headers import serialized
 from gateway.server.protocol import Connection, Relayed
 
 _NO_BODY = frozenset({204, 304})
@@ -52,17 +53,14 @@ class Relay:
     def informational(self, status: int, reason: str, headers: CIMultiDict[str]) -> None:
         """Send a 1xx answer, if the client may get one (RFC 9110 §15.2: not with HTTP/1.0) and nothing else has begun."""
         if self._modern and not self.began:
-            self._transport().write(_serialize_headers(_line(status, reason), headers))
+            self._transport().write(serialized(status_line(status, reason), headers))
 
     def send(self, status: int, reason: str, headers: CIMultiDict[str], body: bytes) -> None:
         """Send an answer whose body is all there."""
-        if status not in _NO_BODY and not self._bodiless:
-            headers[hdrs.CONTENT_LENGTH] = str(len(body))
-            headers.popall(hdrs.TRAILER, None)
-        else:
+        if self._bodiless or not complete(status, headers, len(body)):
             body = b""
         self._head(status, headers)
-        self._transport().write(_serialize_headers(_line(status, reason), headers) + body)
+        self._transport().write(serialized(status_line(status, reason), headers) + body)
         self.sent = len(body)
         self._ended = True
 
@@ -77,7 +75,7 @@ class Relay:
             else:
                 self._keep_alive = False
         self._head(status, headers)
-        self._transport().write(_serialize_headers(_line(status, reason), headers))
+        self._transport().write(serialized(status_line(status, reason), headers))
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body, and wait until the client takes more."""
@@ -91,14 +89,14 @@ class Relay:
         """End the body."""
         self._ended = True
         if self._chunked:
-            fields = b"" if trailers is None else _serialize_headers("", trailers)[2:-2]
+            fields = b"" if trailers is None else serialized("", trailers)[2:-2]
             self._transport().write(b"0\r\n" + fields + b"\r\n")
 
     def switch(self, reason: str, headers: CIMultiDict[str]) -> None:
         """Send 101; the connection is another protocol's from then on."""
         self.began = True
         self.status = 101
-        self._transport().write(_serialize_headers(_line(101, reason), headers))
+        self._transport().write(serialized(status_line(101, reason), headers))
 
     def abort(self) -> None:
         """Cut the connection: the client must not take what it has for the whole."""
@@ -111,7 +109,7 @@ class Relay:
         self.began = True
         self.status = status
         if status == HTTPStatus.NO_CONTENT:
-            headers.popall(hdrs.CONTENT_LENGTH, None)  # RFC 9110 §8.6
+            headers.popall(hdrs.CONTENT_LENGTH, None)
         if not self._keep_alive:
             headers[hdrs.CONNECTION] = "close"
         elif not self._modern:
@@ -124,7 +122,19 @@ class Relay:
         return transport
 
 
-def _line(status: int, reason: str) -> str:
+def complete(status: int, headers: CIMultiDict[str], size: int) -> bool:
+    """Give a head the length of a body that is all there; False if the status has no body (RFC 9110 §8.6)."""
+    if status in _NO_BODY:
+        if status == HTTPStatus.NO_CONTENT:
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+        return False
+    headers[hdrs.CONTENT_LENGTH] = str(size)
+    headers.popall(hdrs.TRAILER, None)
+    return True
+
+
+def status_line(status: int, reason: str) -> str:
+    """Return the first line of an answer."""
     return f"HTTP/1.1 {status} {reason or _phrase(status)}"
 
 
