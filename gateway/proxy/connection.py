@@ -108,11 +108,9 @@ class Connection(BaseProtocol):
     @property
     def busy(self) -> bool:
         """Whether an answer is awaited or not read to its end."""
-        return self._awaited or (self._body is not None and not self._body.is_eof())
-
-    @property
-    def _awaited(self) -> bool:
-        return self._answer is not None or self._listener is not None
+        if self._answer is not None or self._listener is not None:
+            return True
+        return self._body is not None and not self._body.is_eof()
 
     # --- one exchange ---
 
@@ -245,6 +243,11 @@ class Connection(BaseProtocol):
         if listener is not None and answer is not None:
             listener.answered(answer)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on if it was paused: streams say so at each read, and the parser would be fed nothing each time."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def rest(self) -> bytes:
         """Return what came behind a 101 in the same segment."""
         return self._tail or b""
@@ -282,7 +285,7 @@ class Connection(BaseProtocol):
             if self._informational is not None:
                 self._informational(message)
             return None
-        if not self._awaited:
+        if self._answer is None and self._listener is None:
             self.abort()  # a second answer to one request
             return None
         future = self._answer

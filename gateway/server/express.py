@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -42,11 +42,11 @@ from gateway.server.relay import complete, status_line
 
 V = TypeVar("V")
 
-KEPT = 4096
+KEPT = 2048
 """Heads of each kind that are kept."""
 
 MAX_KEPT = 4096
-"""Longest head that is kept, in bytes."""
+"""Longest head that is kept, in bytes; a longer one is the handler's, or is made anew each time."""
 
 _DRAWN = 8192
 _OK = 200
@@ -54,6 +54,10 @@ _GONE = 499
 # HEAD's answers end their connection, OPTIONS may be a preflight, OPTIONS and TRACE may end here.
 _PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _ID, _TRACE = b"%(id)b", b"%(trace)b"
+
+
+def _size(raw: Iterable[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) for name, value in raw)
 
 
 class Kept(Generic[V]):
@@ -127,45 +131,52 @@ class Express:
 
     def __call__(self, connection: Connection, message: RawRequestMessage) -> _Run | None:
         """Return the run of a plain request."""
-        target = message.path
-        if message.method not in _PLAIN_METHODS or message.should_close or message.upgrade or not target.startswith("/"):
-            return None
-        if message.version != HttpVersion11:
+        if not _is_plain(message):
             return None
         peer = connection.peer
         fields = (message.raw_headers, peer)
         client = self._client(fields, message, peer)
-        if client is None:
-            return None
-        path, _, query = target.partition("?")
+        path, _, query = message.path.partition("?")
         proxy = self.proxy
-        if path in proxy.own:
+        if client is None or path in proxy.own:
             return None
         found = proxy.routes.find(client.host, message.method, path, query, message.headers)
         if not isinstance(found, Found) or not found.route.plain:
             return None
-        route = found.route
         principal: Principal | None = None
-        if not route.public:
-            principal = None if client.credential is None else proxy.admission.known(client.credential)
-            if principal is None or not route.allow.allows(principal, found.parameters):
+        if not found.route.public:
+            principal = self._known(client, found)
+            if principal is None:
                 return None
         run = _Run(self, connection, message, found, client, principal, path, query)
-        kept_as = (fields, message.method, route.name)
+        return run if self._finds_way(run, (fields, message.method, found.route.name)) else None
+
+    def _known(self, client: _Client, found: Found[Route]) -> Principal | None:
+        """Return who it is, if that is known at once and the route is for him."""
+        principal = None if client.credential is None else self.proxy.admission.known(client.credential)
+        return principal if principal is not None and found.route.allow.allows(principal, found.parameters) else None
+
+    def _finds_way(self, run: _Run, kept_as: Hashable) -> bool:
+        """Give a request what its head decides; False where that is an error, which is the handler's to tell."""
         way = self._ways.get(kept_as)
-        if way is None or way.principal is not principal or way.parameters != found.parameters:
-            made = self._made(run)
-            if made is None:
-                return None
-            way = made
+        if way is None or way.principal is not run.principal or way.parameters != run.found.parameters:
+            passage = run.passage()
+            try:
+                backend, key = self.proxy.backend(passage)
+                head = serialized("", self.proxy.outgoing(passage, run.random).headers)
+            except (errors.GatewayError, ValueError):
+                return False
+            way = _Way(run.found.parameters, run.principal, backend, key, run.template(head))
             if len(way.head) <= MAX_KEPT:
                 self._ways.keep(kept_as, way)
         run.way = way
-        return run
+        return True
 
     def _client(self, fields: tuple[Hashable, ...], message: RawRequestMessage, peer: str) -> _Client | None:
         client = self._clients.get(fields)
         if client is None:
+            if _size(message.raw_headers) > MAX_KEPT:
+                return None
             headers = message.headers
             try:
                 credential = self.proxy.admission.credential(headers)
@@ -176,24 +187,23 @@ class Express:
             self._clients.keep(fields, client)
         return client
 
-    def _made(self, run: _Run) -> _Way | None:
-        """Make what a request's head decides; None where that is an error, which is the handler's to tell."""
-        passage = run.passage()
-        try:
-            backend, key = self.proxy.backend(passage)
-            outgoing = self.proxy.outgoing(passage, run.random)
-            head = serialized("", outgoing.headers)
-        except (errors.GatewayError, ValueError):
-            return None
-        return _Way(passage.found.parameters, run.principal, backend, key, run.template(head))
+
+def _is_plain(message: RawRequestMessage) -> bool:
+    return (
+        message.method in _PLAIN_METHODS
+        and not message.should_close
+        and not message.upgrade
+        and message.path.startswith("/")
+        and message.version == HttpVersion11
+    )
 
 
 class _Run:
     """One request on its way, from `start` until its connection is told that it is done or handed over."""
 
     __slots__ = (
-        "_begun", "_connection", "_error", "_express", "_facts", "_found", "_holder", "_message", "_over", "_passage", "_path",
-        "_query", "_trace", "client", "principal", "way",
+        "_begun", "_connection", "_error", "_express", "_facts", "_holder", "_message", "_over", "_passage", "_path",
+        "_query", "_trace", "client", "found", "principal", "way",
     )  # fmt: skip
 
     def __init__(
@@ -210,7 +220,7 @@ class _Run:
         self._express = express
         self._connection = connection
         self._message = message
-        self._found = found
+        self.found = found
         self.client = client
         self.principal = principal
         self._path = path
@@ -228,15 +238,15 @@ class _Run:
         self.way: _Way
 
     def __repr__(self) -> str:
-        return f"<_Run {self._message.method} {self._found.route.name}{', over' if self._over else ''}>"
+        return f"<_Run {self._message.method} {self.found.route.name}{', over' if self._over else ''}>"
 
     def passage(self) -> Passage:
         """Return what is known of the request, as the handler has it."""
         passage = self._passage
         if passage is None:
             proxy, message = self._express.proxy, self._message
-            passage = proxy.passage(message, self._found, self._facts, self.client.host, self._path, self._query)
-            passage.values = Values(self._found.parameters, self.principal, message.headers)
+            passage = proxy.passage(message, self.found, self._facts, self.client.host, self._path, self._query)
+            passage.values = Values(self.found.parameters, self.principal, message.headers)
             self._passage = passage
         return passage
 
@@ -257,7 +267,7 @@ class _Run:
 
     def start(self) -> None:
         """Admit the request, and send it; hand it over where that is not possible at once."""
-        way, route, proxy = self.way, self._found.route, self._express.proxy
+        way, route, proxy = self.way, self.found.route, self._express.proxy
         try:
             proxy.admission.charge_address(self.client.address)
             self._holder = proxy.charge(route, self.client.address, self.principal)
@@ -271,7 +281,7 @@ class _Run:
             return
         due = min(begun.now + terms.first_byte, begun.until)
         begun.connection.listen(self, due=due, informational=self._informational)
-        path = self._path if route.rewrite is None else route.rewrite.apply(self._found)
+        path = self._path if route.rewrite is None else route.rewrite.apply(self.found)
         target = f"{path}?{self._query}" if "?" in self._message.path else path
         line = f"{self._message.method} {target} HTTP/1.1".encode("utf-8", "surrogateescape")
         try:
@@ -286,7 +296,7 @@ class _Run:
         """Send the answer, if it is all there and the client's in any case; hand it over else."""
         if self._over or self._begun is None:
             return
-        exchange = self._express.proxy.forwarder.answered(self.way.backend, self._found.route.terms, self._begun, answer)
+        exchange = self._express.proxy.forwarder.answered(self.way.backend, self.found.route.terms, self._begun, answer)
         transport = self._connection.transport
         if transport is None or transport.is_closing():
             self.client_left()
@@ -324,7 +334,7 @@ class _Run:
 
     def _head(self, message: RawResponseMessage, size: int, *, keep_alive: bool) -> tuple[bytes, bool]:
         """Return the head of an answer with a body of `size` bytes, and whether that follows it."""
-        answers, route, way = self._express.answers, self._found.route, self.way
+        answers, route, way = self._express.answers, self.found.route, self.way
         # What is the route's alone is the same for all of its clients.
         owner = route.name if route.alike and not self.client.request_id else way
         key = (owner, message.raw_headers, message.code, message.reason, message.version, size, keep_alive)
@@ -336,7 +346,7 @@ class _Run:
             if not keep_alive:
                 headers[hdrs.CONNECTION] = "close"
             made = self.template(serialized(status_line(message.code, message.reason), headers)), has_body
-            if len(made[0]) <= MAX_KEPT:
+            if _size(message.raw_headers) <= MAX_KEPT and len(made[0]) <= MAX_KEPT:
                 answers.keep(key, made)
         return made[0] % {b"id": self._facts.request_id.encode()}, made[1]
 
@@ -352,13 +362,13 @@ class _Run:
         if self._over:
             return
         if self._begun is not None:
-            self._express.proxy.forwarder.abandon(self.way.backend, self._found.route.terms, self._begun)
+            self._express.proxy.forwarder.abandon(self.way.backend, self.found.route.terms, self._begun)
         self._facts.code = CLOSED_BY_CLIENT
         self._end(_GONE, 0)
 
     def _end(self, status: int, sent: int) -> None:
         self._over = True
-        route = self._found.route
+        route = self.found.route
         if self._holder is not None and route.slots is not None:
             route.slots.release_of(self._holder)
         self._express.proxy.account(self._message, self._facts, status, sent, route=route.name, upstream=self.way.backend.name)
