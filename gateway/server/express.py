@@ -15,6 +15,7 @@ the fields as they came, the peer, the method, the route, its parameters and the
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -36,10 +37,11 @@ from gateway.proxy.routes import Found
 from gateway.server.address import client_address
 from gateway.server.exchange import Exchange as Facts
 from gateway.server.middleware import CLOSED_BY_CLIENT, given_request_id
-from gateway.server.protocol import Connection
+from gateway.server.protocol import Connection, InternalError
 from gateway.server.proxy import EVENT_STREAM, TRANSPORT, Passage, Proxy, Route, returned
 from gateway.server.relay import complete, status_line
 
+_log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 KEPT = 2048
@@ -267,6 +269,12 @@ class _Run:
 
     def start(self) -> None:
         """Admit the request, and send it; hand it over where that is not possible at once."""
+        try:
+            self._start()
+        except Exception:  # noqa: BLE001  # the last line of defence, as the handler's: nobody above could answer
+            self._broke()
+
+    def _start(self) -> None:
         way, route, proxy = self.way, self.found.route, self._express.proxy
         try:
             proxy.admission.charge_address(self.client.address)
@@ -296,7 +304,13 @@ class _Run:
         """Send the answer, if it is all there and the client's in any case; hand it over else."""
         if self._over or self._begun is None:
             return
-        exchange = self._express.proxy.forwarder.answered(self.way.backend, self.found.route.terms, self._begun, answer)
+        try:
+            self._answer(answer, self._begun)
+        except Exception:  # noqa: BLE001  # as above
+            self._broke()
+
+    def _answer(self, answer: Answer, begun: Begun) -> None:
+        exchange = self._express.proxy.forwarder.answered(self.way.backend, self.found.route.terms, begun, answer)
         transport = self._connection.transport
         if transport is None or transport.is_closing():
             self.client_left()
@@ -372,6 +386,13 @@ class _Run:
         if self._holder is not None and route.slots is not None:
             route.slots.release_of(self._holder)
         self._express.proxy.account(self._message, self._facts, status, sent, route=route.name, upstream=self.way.backend.name)
+
+    def _broke(self) -> None:
+        _log.exception("a proxied request failed")
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._express.proxy.forwarder.abandon(self.way.backend, self.found.route.terms, begun)
+        self._hand_over(InternalError())
 
     def _hand_over(self, error: errors.GatewayError) -> None:
         self._error = error

@@ -120,7 +120,7 @@ CASES: dict[str, tuple[dict[str, Any], bytes, bytes, bool]] = {
     "a body": ({}, _request(b"Content-Length: 2", line=b"POST /x HTTP/1.1") + b"ab", ok(), False),
     "head": ({}, _request(line=b"HEAD /x HTTP/1.1"), b"HTTP/1.1 204 No Content\r\n\r\n", False),
     "compressed": ({"compress": True}, _request(), ok(), False),
-    "stored": ({"cache": {}}, _request(), ok(), False),
+    "stored": ({"cache": {}}, _request(), ok(b"ok", b"Date: Thu, 01 Jan 2026 00:00:00 GMT"), False),
     "refused": ({"public": False}, _request(b"Authorization: Bearer x"), ok(), False),
     "nowhere": ({"prefix": "/y"}, _request(), ok(), False),
 }
@@ -367,6 +367,35 @@ async def test_shutdown_waits_for_the_answer(counted: Counted) -> None:
         assert await one.reader.read() == b""
         await stopping
         assert (counted.begun, counted.resumed) == (1, 0)
+
+
+@pytest.mark.parametrize("broken", ["charge", "dress"])
+async def test_what_should_not_happen(
+    broken: str, counted: Counted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 and a trace in the log, and no place is kept."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    answers = answering(ok(), ok(b"other"))
+    async with backend(answers) as here, live(**behind(here)) as gateway, client(gateway) as one:
+        await one.ask()
+        monkeypatch.setattr(f"gateway.server.proxy.Proxy.{broken}", fail)
+        assert (await one.ask()).startswith(b"HTTP/1.1 500 ")
+        assert (counted.begun, counted.resumed) == (1, 1)
+        assert "ZeroDivisionError" in caplog.text
+        monkeypatch.undo()
+        assert (await gateway.metrics())["gateway_upstream_outstanding{working,shop}"] == 0
+
+
+async def test_what_makes_no_head(counted: Counted) -> None:
+    """The handler tells what is wrong; nothing was charged before."""
+    route = {"public": False, "allow": {"issuers": ["test"]}, "claims": {"X-User": "{claims.absent}"}}
+    async with backend(answering(ok())) as here, live(**behind(here, **route)) as gateway, client(gateway) as one:
+        for _ in range(2):
+            assert (await one.ask(_request(BEARER))).startswith(b"HTTP/1.1 403 ")
+        assert counted.begun == 0
 
 
 def test_what_is_kept_is_bounded() -> None:
