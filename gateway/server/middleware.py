@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from aiohttp import hdrs, web
 
@@ -39,8 +39,13 @@ PREFLIGHT_MAX_AGE = "7200"
 
 def request_id_of(request: web.BaseRequest) -> str:
     """Return the id that a request came with, if it is a good one, or a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given_request_id(request.headers) or secrets.token_hex(8)
+
+
+def given_request_id(headers: Mapping[str, str]) -> str:
+    """Return the id that a request came with, if it is a good one; empty without one."""
+    given = headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else ""
 
 
 class Exchanges:

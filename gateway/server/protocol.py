@@ -9,16 +9,17 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.http_writer import HttpVersion11
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
+from gateway.server.address import peer_address
 from gateway.server.arming import HEAD_END, MAX_HEAD
 from gateway.server.departure import Departure
 from gateway.server.heads import check_head
@@ -93,17 +94,50 @@ class Relayed(web.StreamResponse):
         """Do nothing."""
 
 
-class Connection(RequestHandler):
-    """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
+class Run(Protocol):
+    """A request that is answered without a task, until its connection is told `express_done`, `express_handed_over`."""
 
-    __slots__ = ("_body", "_chunks", "_end", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
+    def start(self) -> None:
+        """Begin, and do one of both now or later."""
+        ...
+
+    def client_left(self) -> None:
+        """End: the client has left, or its connection is closed."""
+        ...
+
+
+Express = Callable[["Connection", RawRequestMessage], Run | None]
+"""Asked of each request without a body that comes alone: who answers it without a task; None: nobody, and nothing was done."""
+
+
+class Connection(RequestHandler):
+    """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw.
+
+    Theory of operation of `express`. aiohttp's task of a connection waits for `_waiter` between two requests. A request that
+    goes express stays in `_messages`, and the task goes on to wait: so whatever comes in meanwhile is queued behind it. When
+    it is answered it is taken from the queue; when it is handed over, the task is woken and finds it there, and the handler
+    asks for the run (`taken`) to go on with it.
+    """
+
+    __slots__ = (
+        "_body", "_chunks", "_end", "_express", "_head", "_head_handle", "_head_timeout", "_on_refused", "_peer", "_received",
+        "_run",
+    )  # fmt: skip
 
     def __init__(
-        self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
+        self,
+        *args: Any,
+        head_timeout: float = 10.0,
+        on_refused: Callable[[int], None] = lambda _: None,
+        express: Express | None = None,
+        **kwargs: Any,
     ) -> None:
         # Bodies for backends go on as they come; who wants one unpacked does that.
         super().__init__(*args, auto_decompress=False, **kwargs)
         self._on_refused = on_refused
+        self._express = express
+        self._run: Run | None = None
+        self._peer: str | None = None
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
@@ -121,8 +155,21 @@ class Connection(RequestHandler):
             self._received += len(data)
             if len(self._head) < MAX_HEAD:
                 self._head += data
-        count = self._request_count
-        super().data_received(data)
+        count, express, waiter = self._request_count, self._express, self._waiter
+        if express is None or waiter is None or waiter.done():
+            super().data_received(data)
+        else:
+            # Without its waiter aiohttp queues what it parses and wakes nobody.
+            self._waiter = None
+            try:
+                super().data_received(data)
+            finally:
+                self._waiter = waiter
+            if self._messages and self._run is None:
+                if self._go_express(express):
+                    self._stop_counting()
+                    return
+                waiter.set_result(None)
         self._watch_body()
         if self._chunks is not None or count != self._request_count:
             self._watch_ends(data, self._request_count - count)
@@ -138,7 +185,79 @@ class Connection(RequestHandler):
         """Forget the connection."""
         self._stop_counting()
         self._body = None
+        if (run := self.taken()) is not None:
+            run.client_left()
         super().connection_lost(exc)
+
+    def close(self) -> None:
+        """Close when the request under way is answered."""
+        if self._run is None:
+            super().close()
+        else:
+            self._close = True  # without cancelling the waiter
+
+    # --- requests without a task ---
+
+    @property
+    def peer(self) -> str:
+        """The canonical address of the other end."""
+        if self._peer is None:
+            self._peer = peer_address(None if self.transport is None else self.transport.get_extra_info("peername"))
+        return self._peer
+
+    def taken(self) -> Run | None:
+        """Return the run that was handed over with the request under way; once."""
+        run, self._run = self._run, None
+        return run
+
+    def express_done(self, *, keep_alive: bool) -> None:
+        """Go on after the run has sent its answer, or close."""
+        self._run = None
+        self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._manager is not None:
+            self._manager.requests_count += 1
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        self._note_next(0)
+        waiter = self._waiter
+        if not keep_alive or self._close or self._force_close or waiter is None:
+            self.force_close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        if self._messages:
+            waiter.set_result(None)
+
+    def express_handed_over(self) -> None:
+        """Have aiohttp's task take the request, whose handler asks for the run."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _go_express(self, express: Express) -> bool:
+        if len(self._messages) > 1 or self._upgraded or self._buffer_paused or self._close or self._force_close:
+            return False
+        if self._chunks is not None or self._paused:
+            return False
+        message, payload = self._messages[0]
+        if payload is not EMPTY_PAYLOAD or isinstance(message, _ErrInfo):
+            return False
+        run = express(self, message)
+        if run is None:
+            return False
+        self._run = run
+        self._request_in_progress = True
+        run.start()
+        return True
+
+    def _process_keepalive(self) -> None:
+        if self._run is None:
+            super()._process_keepalive()
+        else:
+            self._keepalive_handle = None  # the answer's end sets the next one
 
     # --- giving the connection away ---
 
@@ -178,11 +297,14 @@ class Connection(RequestHandler):
 
     def _answered(self, request: web.BaseRequest) -> None:
         """Begin to note the next request, unless it is not sure where it begins."""
+        self._note_next(0 if not request.body_exists else request.content_length)
+
+    def _note_next(self, body: int | None) -> None:
+        """Begin to note the next request; `body` is the length of the last one's, None: not known."""
         head = self._head
         if head is None:
             return
         end = head.find(HEAD_END) + len(HEAD_END)
-        body = 0 if not request.body_exists else request.content_length
         whole = end >= len(HEAD_END) and body is not None and self._received == end + body and not self._messages
         self._head = b"" if whole else None
         self._received = 0
@@ -334,6 +456,7 @@ class Server(web.Server):
         max_field_bytes: int,
         head_timeout: float,
         on_refused: Callable[[int], None] = lambda _: None,
+        express: Express | None = None,
         **kwargs: Any,
     ) -> None:
         if max_field_bytes == max_target_bytes:
@@ -345,6 +468,7 @@ class Server(web.Server):
             "max_field_size": max_field_bytes,
             "head_timeout": head_timeout,
             "on_refused": on_refused,
+            "express": express,
             **self._kwargs,
         }
 

@@ -62,17 +62,14 @@ class Relay:
         """
         transport = self._protocol.transport
         if self._modern and not self.began and transport is not None and not transport.is_closing():
-            transport.write(head_bytes(_line(status, reason), headers.items()))
+            transport.write(head_bytes(status_line(status, reason), headers.items()))
 
     def send(self, status: int, reason: str, headers: CIMultiDict[str], body: bytes) -> None:
         """Send an answer whose body is all there."""
-        if status not in _NO_BODY and not self._bodiless:
-            headers[hdrs.CONTENT_LENGTH] = str(len(body))
-            headers.popall(hdrs.TRAILER, None)
-        else:
+        if self._bodiless or not complete(status, headers, len(body)):
             body = b""
         self._head(status, headers)
-        self._transport().write(head_bytes(_line(status, reason), headers.items()) + body)
+        self._transport().write(head_bytes(status_line(status, reason), headers.items()) + body)
         self.sent = len(body)
         self._ended = True
 
@@ -87,7 +84,7 @@ class Relay:
             else:
                 self._keep_alive = False
         self._head(status, headers)
-        self._transport().write(head_bytes(_line(status, reason), headers.items()))
+        self._transport().write(head_bytes(status_line(status, reason), headers.items()))
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body, and wait until the client takes more."""
@@ -108,7 +105,7 @@ class Relay:
         """Send 101; the connection is another protocol's from then on."""
         self.began = True
         self.status = 101
-        self._transport().write(head_bytes(_line(101, reason), headers.items()))
+        self._transport().write(head_bytes(status_line(101, reason), headers.items()))
 
     def abort(self) -> None:
         """Cut the connection: the client must not take what it has for the whole."""
@@ -121,7 +118,7 @@ class Relay:
         self.began = True
         self.status = status
         if status == HTTPStatus.NO_CONTENT:
-            headers.popall(hdrs.CONTENT_LENGTH, None)  # RFC 9110 §8.6
+            headers.popall(hdrs.CONTENT_LENGTH, None)
         if not self._keep_alive:
             headers[hdrs.CONNECTION] = "close"
         elif not self._modern:
@@ -134,7 +131,19 @@ class Relay:
         return transport
 
 
-def _line(status: int, reason: str) -> str:
+def complete(status: int, headers: CIMultiDict[str], size: int) -> bool:
+    """Give a head the length of a body that is all there; False if the status has no body (RFC 9110 §8.6)."""
+    if status in _NO_BODY:
+        if status == HTTPStatus.NO_CONTENT:
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+        return False
+    headers[hdrs.CONTENT_LENGTH] = str(size)
+    headers.popall(hdrs.TRAILER, None)
+    return True
+
+
+def status_line(status: int, reason: str) -> str:
+    """Return the first line of an answer."""
     return f"HTTP/1.1 {status} {reason or _phrase(status)}"
 
 
