@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 
 from gateway import errors
 from gateway.auth.templates import Template
+from gateway.draining import spread
 from gateway.proxy.body import Body
 from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from gateway.proxy.events import Event
@@ -37,7 +38,6 @@ CONTINUE_SECONDS = 1.0
 """Time that a target gets to say 100 Continue before the body is sent all the same (RFC 9110 §10.1.1)."""
 
 _CONTINUE = 100
-_DRAIN_STEP = 0.1
 # What tells that a target is not well; 501 and 505 tell of the request.
 _FAILURES = frozenset({500, 502, 503, 504})
 
@@ -245,13 +245,15 @@ class Forwarder:
 
     async def drain(self, window: float) -> None:
         """End the held requests with Draining, spread evenly over `window` seconds; each client may come back elsewhere."""
-        until = self._clock() + window
-        while waiting := [answered for answered in self._held if not answered.done()]:
-            left = until - self._clock()
-            steps = max(1, int(left / _DRAIN_STEP))
-            for answered in waiting[: -(-len(waiting) // steps)]:
+
+        def waiting() -> list[asyncio.Future[Answer]]:
+            return [answered for answered in self._held if not answered.done()]
+
+        def end(some: Sequence[asyncio.Future[Answer]]) -> None:
+            for answered in some:
                 answered.set_exception(errors.Draining())
-            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
+
+        await spread(waiting, end, window, clock=self._clock)
 
     async def ask(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None) -> Exchange:
         """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by.
