@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 
 from gateway import errors
 from gateway.auth.templates import Template
+from gateway.draining import spread
 from gateway.proxy.body import Body
 from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from gateway.proxy.events import Event
@@ -39,7 +40,6 @@ CONTINUE_SECONDS = 1.0
 
 _CONTINUE = 100
 _SWITCHING_PROTOCOLS = 101
-_DRAIN_STEP = 0.1
 # What tells that a target is not well; 501 and 505 tell of the request.
 _FAILURES = frozenset({500, 502, 503, 504})
 
@@ -268,13 +268,15 @@ class Forwarder:
 
     async def drain(self, window: float) -> None:
         """End the held requests with Draining, spread evenly over `window` seconds; each client may come back elsewhere."""
-        until = self._clock() + window
-        while waiting := [answered for answered in self._held if not answered.done()]:
-            left = until - self._clock()
-            steps = max(1, int(left / _DRAIN_STEP))
-            for answered in waiting[: -(-len(waiting) // steps)]:
+
+        def waiting() -> list[asyncio.Future[Answer]]:
+            return [answered for answered in self._held if not answered.done()]
+
+        def end(some: Sequence[asyncio.Future[Answer]]) -> None:
+            for answered in some:
                 answered.set_exception(errors.Draining())
-            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
+
+        await spread(waiting, end, window, clock=self._clock)
 
     # --- a first attempt without a task, by whoever hears the connection ---
 

@@ -36,8 +36,9 @@ from gateway.proxy.rewriting import Values
 from gateway.proxy.routes import Found
 from gateway.server.address import client_address
 from gateway.server.exchange import Exchange as Facts
+from gateway.server.exchange import given_request_id
 from gateway.server.heads import check_head
-from gateway.server.middleware import CLOSED_BY_CLIENT, given_request_id
+from gateway.server.middleware import CLOSED_BY_CLIENT
 from gateway.server.protocol import Connection, InternalError
 from gateway.server.proxy import EVENT_STREAM, TRANSPORT, Passage, Proxy, Route, returned
 from gateway.server.relay import complete, status_line

@@ -19,6 +19,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
+from gateway.limits import refusal_fields
 from gateway.server.address import peer_address
 from gateway.server.arming import HEAD_END, MAX_HEAD
 from gateway.server.departure import Departure
@@ -40,9 +41,10 @@ class InternalError(errors.GatewayError):
 
 
 def problem_response(error: errors.GatewayError, request_id: str) -> web.Response:
-    """Return the problem document of an error."""
+    """Return the problem document of an error, with the fields that tell of a limit."""
     problem = wire.problem(error, request_id)
-    return web.Response(status=problem.status, body=problem.body, headers=problem.headers | {"Server": SERVER})
+    headers = {**problem.headers, "Server": SERVER, **dict(refusal_fields(error))}
+    return web.Response(status=problem.status, body=problem.body, headers=headers)
 
 
 def from_http(error: web.HTTPException, limit: int) -> errors.GatewayError:

@@ -27,7 +27,7 @@ from gateway.auth.policy import Rule
 from gateway.auth.principal import Principal
 from gateway.auth.templates import Template
 from gateway.lifecycle import ENDLESS, Lifecycle
-from gateway.limits import Holder, Slots, TokenBuckets, refusal_fields
+from gateway.limits import Holder, Slots, TokenBuckets
 from gateway.proxy.body import Body
 from gateway.proxy.cache import Cache
 from gateway.proxy.caching import CacheRequest, Fetched
@@ -40,13 +40,13 @@ from gateway.proxy.rewriting import HeaderEdits, PathRewrite, Values
 from gateway.proxy.routes import Found, Routes, WrongMethod
 from gateway.proxy.split import Split
 from gateway.proxy.tunnel import Tunnel
-from gateway.server.accesslog import REQUEST_ID, AccessLog
-from gateway.server.address import TrustedProxies, bucket_key, client_address, peer_address
+from gateway.server.accesslog import AccessLog
+from gateway.server.address import TrustedProxies, bucket_key
 from gateway.server.admission import Admission
 from gateway.server.departure import Departure
-from gateway.server.exchange import EXCHANGE
 from gateway.server.exchange import Exchange as Facts
-from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE, request_id_of
+from gateway.server.exchange import attach, begin
+from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE
 from gateway.server.protocol import Connection, InternalError, Run, problem_response
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.relay import Relay
@@ -234,7 +234,7 @@ class Proxy:
     ) -> web.StreamResponse:
         relay = Relay(request)
         await relay.ready()
-        facts = self._facts(request)
+        facts = begin(request, self.trusted, self._clock(), TRANSPORT)
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
@@ -260,8 +260,7 @@ class Proxy:
     ) -> web.StreamResponse:
         """Go on with a request that was admitted: with its first attempt `begun`, or to tell of an `error`."""
         passage.request, passage.relay = request, Relay(request)
-        request[EXCHANGE] = passage.facts
-        REQUEST_ID.set(passage.facts.request_id)
+        attach(request, passage.facts)
         return await self._guarded(passage, self._resume(passage, begun, holder, random, error))
 
     async def _resume(
@@ -293,15 +292,6 @@ class Proxy:
         except Exception:  # noqa: BLE001  # the last line of defence: logged with its trace, told without it
             _log.exception("a proxied request failed")
             return self._refuse(request, passage, facts, relay, InternalError(), passage.origin)
-
-    def _facts(self, request: web.BaseRequest) -> Facts:
-        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
-        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
-        facts = Facts(request_id_of(request), client_address(peer, forwarded, self.trusted), self._clock(), transport=TRANSPORT)
-        facts.peer = peer
-        request[EXCHANGE] = facts
-        REQUEST_ID.set(facts.request_id)
-        return facts
 
     def passage(
         self, message: RawRequestMessage, found: Found[Route], facts: Facts, host: str, path: str, query: str
@@ -659,7 +649,6 @@ class Proxy:
             self._done(request, passage, facts, relay)
             return relay.result
         response = problem_response(error, facts.request_id)
-        response.headers.update(refusal_fields(error))
         response.headers["X-Request-Id"] = facts.request_id
         if passage is not None:
             self._mark(response.headers, origin, passage.route)

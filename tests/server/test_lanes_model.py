@@ -26,10 +26,10 @@ from gateway.fanout.responses import build
 from gateway.fanout.subscription import Subscription
 from gateway.limits import TokenBuckets
 from gateway.records import Record
-from gateway.server import lanes as lanes_module
+from gateway.server import deliveries as deliveries_module
 from gateway.server import parking as parking_module
+from gateway.server.deliveries import SLICE_SECONDS
 from gateway.server.lane import Lane
-from gateway.server.lanes import SLICE_SECONDS
 
 KEYS = (None, b"x", b"y")
 TOPICS = ("a", "b")
@@ -97,7 +97,7 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = Loop()
-        self.patches = [patch.object(module, "asyncio", self.loop) for module in (lanes_module, parking_module)]
+        self.patches = [patch.object(module, "asyncio", self.loop) for module in (deliveries_module, parking_module)]
         for each in self.patches:
             each.start()
         self.runner = asyncio.Runner()
@@ -197,7 +197,7 @@ class Model(RuleBasedStateMachine):
         """Answer a reader from the archive, if need be."""
         subscription = chain.head.facts.subscription
         assert isinstance(subscription, Subscription)
-        position = self.world.lanes._places.position(chain.cursor.encode(), subscription.topics)
+        position = self.world.lanes._crowds.places.position(chain.cursor.encode(), subscription.topics)
         reading = self.runner.run(self.world.reader.read(subscription, position))
         found = build(subscription, reading)
         self.told(chain, [(m.selection.channel, m.partition, m.record.offset) for m in reading.messages], found.cursor)
