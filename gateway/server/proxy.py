@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
@@ -345,8 +346,7 @@ class Proxy:
 
         asked = CacheRequest(
             outgoing.method,
-            self._scheme,
-            passage.hop.host,
+            *_origin(outgoing.headers, passage.hop),
             passage.message.path,
             outgoing.headers,
             authenticated=not route.public,
@@ -730,6 +730,13 @@ class Pouring(AsyncIterator[bytes]):
 
 async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
     return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _origin(headers: Mapping[str, str], hop: Hop) -> tuple[str, str]:
+    """Return the scheme and authority of the target URI: those that the backend is told, which may write them into answers."""
+    said = headers.get(hdrs.X_FORWARDED_HOST, hop.host)
+    named = hop.host if said == hop.host else quote(f"{said},{hop.host}", safe=":")
+    return quote(headers.get(hdrs.X_FORWARDED_PROTO, hop.scheme), safe=""), named
 
 
 def _is_cacheable(request: Outgoing) -> bool:
