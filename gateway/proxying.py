@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
@@ -129,8 +130,8 @@ class Proxied:
         self._tenures.withdraw(key)
 
     async def drain(self, window: float) -> None:
-        """End the long polls that backends hold, spread over `window` seconds: their clients come back to another instance."""
-        await self._forwarder.drain(window)
+        """End what backends hold, spread over `window` seconds: the clients come back to another instance."""
+        await asyncio.gather(self._forwarder.drain(window), self._tenures.drain(window))
 
     async def stop(self) -> None:
         """Cut tunnels, end fetches, and close all connections to targets."""

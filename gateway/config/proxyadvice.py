@@ -33,6 +33,8 @@ def _route(route: RouteSection, config: Config) -> Iterator[Finding]:
         yield from _hold(route.hold.first_byte, route.hold.total, config)
     if route.compress and route.cache is not None:
         yield ("compress",), "what is stored is stored as the backend sent it, and compressed again for each client"
+    if route.split is not None and route.cache is not None:
+        yield ("cache",), "what one upstream answered is stored for all, whichever upstream the split has for them"
     if route.cors is not None and "*" in route.cors.origins:
         yield ("cors", "origins"), "every web page may call"
     if not route.public and not config.auth.issuers and not config.api_keys:

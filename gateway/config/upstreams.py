@@ -121,7 +121,7 @@ class OutliersSection(Section):
 
 
 class BreakerSection(Section):
-    """When a target that fails every request gets none but a few trials; for each target by itself."""
+    """When a target that fails every request gets none but a few trials; for each target by itself. 500 is no failure here."""
 
     consecutive: Annotated[Count, Field(ge=1, le=10_000)] = 5
     """Failures in a row that open the breaker."""

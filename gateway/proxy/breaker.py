@@ -115,7 +115,7 @@ class Breaker:
         """Note the end of an exchange that began in the present period."""
         if self.state is State.HALF_OPEN:
             self.taken -= 1
-        if verdict is Verdict.OK:
+        if verdict in (Verdict.OK, Verdict.ERROR):
             self._failures = 0
             if self.state is State.CLOSED:
                 return

@@ -40,8 +40,8 @@ CONTINUE_SECONDS = 1.0
 
 _CONTINUE = 100
 _SWITCHING_PROTOCOLS = 101
-# What tells that a target is not well; 501 and 505 tell of the request.
-_FAILURES = frozenset({500, 502, 503, 504})
+# What tells that a target is not well; 501 and 505 tell of the request, and 500 of either.
+_VERDICTS = {500: Verdict.ERROR, 502: Verdict.FAILURE, 503: Verdict.FAILURE, 504: Verdict.FAILURE}
 
 
 class Observer(Protocol):
@@ -573,4 +573,4 @@ def _given_up(failure: TargetFailed) -> errors.GatewayError:
 
 
 def _verdict_of(status: int) -> Verdict:
-    return Verdict.FAILURE if status in _FAILURES else Verdict.OK
+    return _VERDICTS.get(status, Verdict.OK)

@@ -18,6 +18,7 @@ PORT: Final = b"x-forwarded-port"
 PROTO: Final = b"x-forwarded-proto"
 FORWARDED: Final = b"forwarded"
 
+_MAX_HOST = 262  # of DNS, with a port; what is longer is not worth to be remembered
 _UNKNOWN = "unknown"  # RFC 7239, section 6.2
 _ADDRESS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", re.ASCII)
 _NODE = re.compile(r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
@@ -42,7 +43,7 @@ class Hop(NamedTuple):
 
 def forwarded_fields(hop: Hop, told: Mapping[bytes, Sequence[str]]) -> Sequence[tuple[str, str]]:
     """Return the fields for the request to the backend; `told` has the values received, by name in lower case."""
-    own = _own_fields(hop)
+    own = _own_fields(hop) if len(hop.host) <= _MAX_HOST else _own_fields.__wrapped__(hop)
     return _continued(hop, own, told) if hop.trusted else own
 
 

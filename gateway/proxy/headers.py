@@ -79,7 +79,7 @@ def normal(name: str | bytes) -> bytes:
     return (name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name).translate(_NORMAL)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # a name may have thousands of bytes
 def _known(name: bytes) -> tuple[int, bytes, str]:
     """Return of what kind a request's field is, its name as all spellings have it, and as sent."""
     key, text = normal(name), name.decode("utf-8", "surrogateescape")

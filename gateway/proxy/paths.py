@@ -6,6 +6,10 @@ where the rules of `/public` let `/public/..%2Fadmin` pass and the backend takes
 path opens nothing if it has a dot segment, also one that is encoded, stands behind an encoded slash or backslash, or carries
 parameters (`..;x`); an empty segment that is not its last; a bare backslash; an encoding that is broken, not UTF-8, or of a
 control character.
+
+Encoded slashes and parameters (`;x`) are part of a segment, and many an API has them. But there are backends that decode a
+path before they split it, or cut parameters off: to those `/admin%2Fkeys` and `/admin;/keys` are `/admin/keys`. How they read
+a path is told by `otherwise`, so that nobody gets to a route's paths by another route.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ _EXPECTED: Final = "a path such as /orders/{id}, of segments as RFC 3986 has the
 _RAW: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*", re.ASCII)
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})", re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ENCODED: Final = re.compile(r"%(?:2f|5c)", re.ASCII | re.IGNORECASE)
+_PARAMETERS: Final = re.compile(r";[^/]*")
+_SLASHES: Final = re.compile(r"/{2,}")
 _DOTS: Final = re.compile(r"(?:\A|[/\\])\.{1,2}(?:[;/\\]|\Z)")
 
 
@@ -52,6 +59,11 @@ def decode(text: str) -> str | None:
         except UnicodeDecodeError:
             return None
     return None if _CONTROL.search(text) or _DOTS.search(text) else text
+
+
+def otherwise(path: str) -> str:
+    """Return a raw path as those read it who decode it before they split it, and cut parameters off."""
+    return _SLASHES.sub("/", _PARAMETERS.sub("", _ENCODED.sub("/", path)))
 
 
 def rest(path: str, depth: int) -> str:

@@ -12,6 +12,8 @@ side by side, because a template with a parameter early may have the more litera
 what a search costs depends on the path's segments and on how many routes share that very path, and not on how many routes
 there are.
 
+A path that a backend may read as one of a deeper route takes none: it would be a way around that route's rules (`paths`).
+
 What only fails for its method is remembered: if nothing fits, the answer is WrongMethod. HEAD fits where GET does. OPTIONS
 fits where it is listed or where all methods do; whoever answers preflights (Fetch standard, section 3.3.6) asks for the
 route of the method that is to follow.
@@ -26,7 +28,7 @@ from typing import Final, Generic, NamedTuple, TypeVar, final
 from urllib.parse import parse_qsl
 
 from gateway.channels import Segment
-from gateway.proxy.paths import rest, split
+from gateway.proxy.paths import otherwise, rest, split
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -180,6 +182,19 @@ class Routes(Generic[R]):
         segments = split(path)
         if segments is None:
             return None
+        leaf, allowed = self._first(host, method, segments, query, headers)
+        if leaf is None:
+            return WrongMethod(tuple(sorted(allowed))) if allowed else None
+        if ("%" in path or ";" in path) and (others := split(otherwise(path))) not in (None, segments):
+            other, _ = self._first(host, method, others or (), query, headers)
+            if other is not None and other.place > leaf.place:
+                return None
+        return leaf.found(path, segments)
+
+    def _first(
+        self, host: str, method: str, segments: Sequence[str], query: str, headers: Mapping[str, str]
+    ) -> tuple[_Leaf[R] | None, frozenset[str]]:
+        """Return the first route that fits, and of those before it the methods that do not."""
         allowed: frozenset[str] = frozenset()
         pairs: Mapping[str, str] | None = None
         for table in self._tables(host) if self._named or self._below else self._anywhere:
@@ -190,9 +205,9 @@ class Routes(Generic[R]):
                     if not leaf.holds(headers, pairs):
                         continue
                 if leaf.methods is None or method in leaf.methods:
-                    return leaf.found(path, segments)
+                    return leaf, allowed
                 allowed |= leaf.methods
-        return WrongMethod(tuple(sorted(allowed))) if allowed else None
+        return None, allowed
 
     def _tables(self, host: str) -> tuple[_Node[R], ...]:
         name = host_name(host)
@@ -232,12 +247,13 @@ def _first_values(query: str) -> Mapping[str, str]:
 class _Leaf(Generic[R]):
     """A route at its place in a table, with all that a search needs laid out."""
 
-    __slots__ = ("below", "headers", "match", "methods", "name", "parameters", "plain", "query", "rank", "route")
+    __slots__ = ("below", "headers", "match", "methods", "name", "parameters", "place", "plain", "query", "rank", "route")
 
     def __init__(self, entry: Entry[R]) -> None:
         self.name, self.match, self.route = entry
         match = entry.match
         self.rank = (-match.literals, -match.conditions)
+        self.place = (len(match.segments), match.literals)
         self.methods = match.allowed
         self.headers = match.headers
         self.query = match.query

@@ -12,10 +12,11 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, cast
+from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
@@ -359,8 +360,7 @@ class Proxy:
 
     def _held_for(self, passage: Passage, within: float = math.inf) -> AbstractContextManager[None]:
         """Return what ends the task with the token that it is held for; it ends by itself `within` so many seconds."""
-        principal = passage.values.principal
-        return nullcontext() if principal is None else self._tenures.bounding(principal, passage.since, within=within)
+        return self._tenures.bounding(passage.values.principal, passage.since, within=within)
 
     async def _forward(
         self, passage: Passage, begun: Begun | None = None, random: Callable[[int], bytes] = os.urandom
@@ -395,7 +395,7 @@ class Proxy:
         if _is_stream(message.headers):
             exchange.hold()
             passage.held = True
-            with self._held_for(passage):
+            with _ended(passage), self._held_for(passage):
                 await self._send(passage, message.code, message.reason, headers, None, exchange.read)
         else:
             await self._send(passage, message.code, message.reason, headers, exchange.whole(), exchange.read, exchange.trailers)
@@ -412,8 +412,7 @@ class Proxy:
 
         asked = CacheRequest(
             outgoing.method,
-            self._scheme,
-            passage.hop.host,
+            *_origin(outgoing.headers, passage.hop),
             passage.target(passage.path),
             outgoing.headers,
             authenticated=not route.public,
@@ -424,8 +423,11 @@ class Proxy:
         self._metrics.cached(route.name, answer.result)
         try:
             whole = answer.body if isinstance(answer.body, bytes) else None
-            passage.held |= _is_stream(answer.headers)
-            with self._held_for(passage) if passage.held else nullcontext():
+            if not _is_stream(answer.headers):
+                await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
+                return
+            passage.held = True
+            with _ended(passage), self._held_for(passage):
                 await self._send(passage, answer.status, "", answer.headers, whole, partial(_next, answer.body))
         finally:
             await answer.close()
@@ -603,8 +605,7 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         # What may fail comes first: whoever has given the connection away has to see to it that all is counted to its end.
         principal = passage.values.principal
-        if principal is not None:
-            self._tenures.check(principal, passage.since)
+        self._tenures.check(principal, passage.since)
         exchange.hold()
         passage.held = True
         passage.relay.switch(exchange.message.reason, headers)
@@ -627,8 +628,7 @@ class Proxy:
             passage.facts.code = error.code
             tunnel.abort()
 
-        if principal is not None:
-            passage.tenure = self._tenures.begin(principal, end)
+        passage.tenure = self._tenures.begin(principal, end)
         return _Switch(tunnel, target, rest)
 
     # --- ends ---
@@ -712,6 +712,19 @@ class Proxy:
         """Cut what has switched protocols: nobody else can end it."""
         for tunnel in list(self._tunnels):
             tunnel.abort()
+
+
+@contextmanager
+def _ended(passage: Passage) -> Iterator[None]:
+    """End a stream of events in order where the gateway ends it; who asks for it again is told why."""
+    try:
+        yield
+    except (errors.TokenExpired, errors.TokenRevoked, errors.Draining) as error:
+        if not passage.relay.began:
+            raise
+        passage.facts.code = error.code
+        passage.relay.close()
+        passage.relay.end()
 
 
 class _Switch(Departure):
@@ -821,6 +834,13 @@ class Pouring(AsyncIterator[bytes]):
 
 async def _next(body: bytes | AsyncIterator[bytes]) -> bytes:
     return b"" if isinstance(body, bytes) else await anext(body, b"")
+
+
+def _origin(headers: Mapping[str, str], hop: Hop) -> tuple[str, str]:
+    """Return the scheme and authority of the target URI: those that the backend is told, which may write them into answers."""
+    said = headers.get(hdrs.X_FORWARDED_HOST, hop.host)
+    named = hop.host if said == hop.host else quote(f"{said},{hop.host}", safe=":")
+    return quote(headers.get(hdrs.X_FORWARDED_PROTO, hop.scheme), safe=""), named
 
 
 def _is_cacheable(request: Outgoing) -> bool:

@@ -1,4 +1,4 @@
-"""What is held open for somebody, and ends with his token: at its expiry, or when its key is withdrawn.
+"""What is held open for somebody, and ends with his token: at its expiry, or when its key is withdrawn; or with this process.
 
 Authentication does not end at the door. A request that is answered at once needs nothing of this; a long poll, a stream of
 events and a connection that has switched protocols would else go on for as long as both ends like.
@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from typing import final
 
 from gateway.auth.principal import KeyRef, Principal
-from gateway.errors import GatewayError, TokenExpired, TokenRevoked
+from gateway.errors import Draining, GatewayError, TokenExpired, TokenRevoked
 
 SLICE = 200
 """How many end in one turn of the loop."""
 
+_DRAIN_STEP = 0.1
 End = Callable[[GatewayError], None]
 
 
@@ -27,9 +28,10 @@ End = Callable[[GatewayError], None]
 class Tenure:
     """One thing that is held; `close` it when it has ended by itself."""
 
-    __slots__ = ("_close", "_end", "timer")
+    __slots__ = ("_close", "_end", "endless", "timer")
 
-    def __init__(self, end: End, close: Callable[[Tenure], None]) -> None:
+    def __init__(self, end: End, close: Callable[[Tenure], None], *, endless: bool) -> None:
+        self.endless = endless
         self._end: End | None = end
         self._close = close
         self.timer: asyncio.TimerHandle | None = None
@@ -70,32 +72,35 @@ class Tenures:
     def __repr__(self) -> str:
         return f"<Tenures of {len(self)}>"
 
-    def check(self, principal: Principal, since: int) -> None:
-        """Raise TokenRevoked or TokenExpired for a principal whose token is good no more."""
+    def check(self, principal: Principal | None, since: int) -> None:
+        """Raise TokenRevoked or TokenExpired for a principal whose token is good no more; None: nobody known."""
+        if principal is None:
+            return
         if principal.key is not None and self._withdrawn.get(principal.key, 0) > since:
             raise TokenRevoked
         if principal.expires_at is not None and principal.expires_at <= self._unix_clock():
             raise TokenExpired
 
-    def begin(self, principal: Principal, end: End, *, within: float = math.inf) -> Tenure:
+    def begin(self, principal: Principal | None, end: End, *, within: float = math.inf) -> Tenure:
         """Note what is held, `check` having passed; `end` is called at most once. By itself it ends `within` seconds."""
-        held = self._held.setdefault(principal.key, set())
+        key = None if principal is None else principal.key
+        held = self._held.setdefault(key, set())
 
         def close(tenure: Tenure) -> None:
             held.discard(tenure)
-            if not held and self._held.get(principal.key) is held:
-                del self._held[principal.key]
+            if not held and self._held.get(key) is held:
+                del self._held[key]
 
-        tenure = Tenure(end, close)
+        tenure = Tenure(end, close, endless=within == math.inf)
         held.add(tenure)
-        left = math.inf if principal.expires_at is None else principal.expires_at - self._unix_clock()
+        left = math.inf if principal is None or principal.expires_at is None else principal.expires_at - self._unix_clock()
         if left < within:
             tenure.timer = asyncio.get_running_loop().call_later(max(left, 0.0), tenure.end, TokenExpired())
         return tenure
 
     @contextmanager
-    def bounding(self, principal: Principal, since: int, *, within: float = math.inf) -> Iterator[None]:
-        """End what the current task does in here with TokenRevoked or TokenExpired when it is time."""
+    def bounding(self, principal: Principal | None, since: int, *, within: float = math.inf) -> Iterator[None]:
+        """End what the current task does in here with TokenRevoked, TokenExpired or Draining when it is time."""
         self.check(principal, since)
         task = asyncio.current_task()
         if task is None:
@@ -125,6 +130,17 @@ class Tenures:
         self._ending.extend(self._held.get(key, ()))
         if self._ending and not waiting:
             self._end_some()
+
+    async def drain(self, window: float) -> None:
+        """End what would not end by itself with Draining, spread evenly over `window` seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + window
+        while held := [tenure for tenures in self._held.values() for tenure in tenures if tenure.endless]:
+            left = until - loop.time()
+            steps = max(1, int(left / _DRAIN_STEP))
+            for tenure in held[: -(-len(held) // steps)]:
+                tenure.end(Draining())
+            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
 
     def _end_some(self) -> None:
         for _ in range(min(SLICE, len(self._ending))):

@@ -250,6 +250,7 @@ class TestAdvice:
         [
             (LEAST + "\nhold: {total: 300}\n", ["8: routes.one.hold.total: a drain takes 15 seconds (drain.delay and drain.window), and ends what is held longer"]),
             (LEAST + "\ncompress: true\ncache: {}", ["8: routes.one.compress: what is stored is stored as the backend sent it, and compressed again for each client"]),
+            ("prefix: /\nsplit: {to: [{upstream: shop, weight: 1}]}\ncache: {}", ["8: routes.one.cache: what one upstream answered is stored for all, whichever upstream the split has for them"]),
             (LEAST + "\ncors: {origins: '*'}", ["8: routes.one.cors.origins: every web page may call"]),
             (LEAST, []),
         ],

@@ -10,7 +10,7 @@ import pytest
 from gateway.proxy.breaker import TRANSITIONS, Breaker, Event, State
 from gateway.proxy.verdict import Verdict
 
-OK, FAILURE, NEUTRAL = Verdict
+OK, ERROR, FAILURE, NEUTRAL = Verdict
 
 
 def breaker(**options: Any) -> Breaker:
@@ -93,6 +93,17 @@ def test_only_failures_in_a_row_open_it() -> None:
     made.record(FAILURE, 0.0)
     assert not made.allows(0.0)
     assert made.state is State.OPEN
+
+
+def test_an_error_is_an_answer() -> None:
+    """500 may tell of the request alone: it opens nothing, and shows that the target is there."""
+    made = breaker()
+    for verdict in (FAILURE, FAILURE, ERROR, FAILURE, FAILURE, *[ERROR] * 5):
+        made.record(verdict, 0.0)
+    assert made.state is State.CLOSED
+    trial = in_state(State.HALF_OPEN)
+    trial.record(ERROR, 100.0)
+    assert trial.state is State.CLOSED
 
 
 def test_it_opens_for_its_time() -> None:

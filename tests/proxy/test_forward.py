@@ -664,3 +664,19 @@ async def test_whenever_a_client_leaves_all_is_given_back(kind: str) -> None:
             assert (turnstile.working, turnstile.held, turnstile.queued) == (0, 0, 0), turns
             await eventually(lambda: len(made.backend.pool) == made.backend.pool.idle)
         assert not made.seen.attempts.keys() & {"timeout", "broken"}
+
+
+async def test_a_request_that_a_target_stumbles_over_opens_no_breaker() -> None:
+    """500 may tell of the request alone: nobody can take a backend away from the others by sending it again and again."""
+
+    def breaker() -> Breaker:
+        return Breaker(consecutive=2, open=30.0, max_open=60.0, trials=1)
+
+    async with (
+        backend(answering(ok(b"no", status=b"500 No"))) as here,
+        world(here.address, retries=Retries(attempts=1), breaker=breaker) as made,
+    ):
+        for _ in range(5):
+            assert await made.get() == (500, b"no")
+        assert made.seen.attempts == {"status": 5}
+        assert made.seen.events == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.proxy import forwarding
 from gateway.proxy.forwarding import Hop, forwarded_fields
 
 CLIENT = Hop("198.51.100.7", trusted=False, scheme="https", host="api.example.com")
@@ -103,3 +104,11 @@ def test_hosts(host: str, scheme: str, quoted: str, port: str):
     fields = dict(forwarded_fields(CLIENT._replace(host=host, scheme=scheme), {}))
     assert fields["Forwarded"] == f"for=198.51.100.7;host={quoted};proto={scheme}"
     assert (fields["X-Forwarded-Host"], fields["X-Forwarded-Port"]) == (host, port)
+
+
+def test_a_name_that_none_can_have_is_not_remembered():
+    """Else whoever sends long ones could fill the memory with them."""
+    before = forwarding._own_fields.cache_info().currsize
+    fields = dict(forwarded_fields(CLIENT._replace(host="a" * 8000), {}))
+    assert fields["X-Forwarded-Host"] == "a" * 8000
+    assert forwarding._own_fields.cache_info().currsize == before

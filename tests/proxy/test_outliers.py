@@ -9,7 +9,7 @@ import pytest
 from gateway.proxy.outliers import Outliers
 from gateway.proxy.verdict import Verdict
 
-OK, FAILURE, NEUTRAL = Verdict
+OK, ERROR, FAILURE, NEUTRAL = Verdict
 
 
 def outliers(**options: Any) -> Outliers:
@@ -24,6 +24,14 @@ def test_failures_in_a_row() -> None:
         assert not judge.record(verdict, 100.0)
     assert repr(judge) == "<Outliers in, 0 times, 4 failures in a row>"
     assert judge.record(FAILURE, 100.0)
+
+
+def test_errors_count_among_ones_like() -> None:
+    """A target that answers 500 to what others answer well is ejected."""
+    judge = outliers()
+    for _ in range(4):
+        assert not judge.record(ERROR, 100.0)
+    assert judge.record(ERROR, 100.0)
 
 
 def test_share_of_failures() -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.channels import PatternInvalid, Segment
-from gateway.proxy.paths import is_raw, parse_path, parse_prefix, rest, split
+from gateway.proxy.paths import is_raw, otherwise, parse_path, parse_prefix, rest, split
 
 
 class TestSplit:
@@ -116,3 +116,12 @@ class TestPatterns:
     )
     def test_raw_is_what_may_be_sent(self, text, raw):
         assert is_raw(text) is raw
+
+
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [("/a/b", "/a/b"), ("/a%2fb%5Cc", "/a/b/c"), ("/a;x=1/b;y", "/a/b"), ("/%2F%2Fa", "/a"), ("/a%252Fb", "/a%252Fb")],
+)
+def test_how_others_read_a_path(path, other):
+    """Decoded before it is split, without parameters, and with no empty segments."""
+    assert otherwise(path) == other

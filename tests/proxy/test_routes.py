@@ -65,6 +65,7 @@ class TestPath:
         assert find(table, "/a/b/c/end") == "deep"
         assert find(table, "/a/b/c") == "prefix"
         assert find(table, "/a/b") == "plain"
+        assert table.routes() == ["prefix", "deep", "plain"]
 
     def test_a_slash_at_the_end_is_a_segment(self):
         table = routes(root=match("/"), with_slash=match("/a/"), without=match("/a"), any=match("/b/{x}"))
@@ -85,6 +86,30 @@ class TestPath:
         """Else a route that guards a path could be walked around."""
         table = routes(guarded=match("/admin"), rest=match(prefix="/"))
         assert find(table, "/%61dm%69n") == "guarded"
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/admin%2Fkeys", "/admin%5cKeys", "/%2fadmin/keys", "/admin;/keys", "/admin;a=b", "/a%2Fadmin", "/a;x/b"],
+    )
+    def test_nobody_gets_to_a_routes_paths_by_another_route(self, path):
+        """Backends may decode a path before they split it, and cut parameters off."""
+        table = routes(guarded=match(prefix="/admin"), deep=match("/a/{x}"), rest=match(prefix="/"))
+        assert find(table, path) is None
+
+    @pytest.mark.parametrize(
+        ("path", "route"),
+        [
+            ("/admin/a%2Fb;x", "guarded"),
+            ("/public/a%2Fb", "item"),
+            ("/x%2Fy;z", "rest"),
+            ("/public;x", "rest"),
+            ("/%2F..x", "rest"),
+        ],
+    )
+    def test_encoded_slashes_and_parameters_that_lead_nowhere_else_are_let_through(self, path, route):
+        """Many an API has them."""
+        table = routes(guarded=match(prefix="/admin"), item=match("/public/{id}"), rest=match(prefix="/"))
+        assert find(table, path) == route
 
     @pytest.mark.parametrize("path", ["", "*", "/..", "/a/../b", "/a//b", "/a/%2e%2E/b", "/a/..%2fb", "/%zz", "/a\\b"])
     def test_what_is_no_plain_path_takes_no_route(self, path):

@@ -34,7 +34,7 @@ from gateway.proxy.target import Endpoint, Target
 from gateway.proxy.upstream import Upstream
 from gateway.proxy.verdict import Verdict
 
-OK, FAILURE, NEUTRAL = Verdict
+OK, _, FAILURE, NEUTRAL = Verdict
 
 BREAKER = partial(Breaker, consecutive=3, open=5.0, max_open=20.0, trials=1)
 OUTLIERS = partial(Outliers, consecutive=3, rate=0.5, least_requests=20, window=10.0, ejection=10.0, max_ejection=60.0)

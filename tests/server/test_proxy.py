@@ -544,3 +544,25 @@ async def taken(reader: asyncio.StreamReader) -> bytes:
     except ConnectionError:
         pass
     return data
+
+
+async def test_what_a_backend_is_told_of_the_clients_host_and_scheme_is_in_the_caches_key() -> None:
+    """Proxies in front pass on what clients say there: nobody gets an answer with links to a host that somebody else named."""
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:-2])
+            said = f"{fields['X-Forwarded-Proto']}://{fields['X-Forwarded-Host']}"
+            await visit.say(ok(said.encode(), b"Cache-Control: max-age=60"))
+
+    behind_proxy = {"server": {"trusted_proxies": ["127.0.0.1"]}}
+    async with backend(script) as here, live(**behind(here, cache={}), **behind_proxy) as gateway:
+        for fields in (
+            {"X-Forwarded-Host": "evil.test"},
+            {"X-Forwarded-Proto": "https"},
+            {"X-Forwarded-Host": "[", "Host": "a"},
+        ):
+            other = (await gateway.ask("GET", "/x", headers=fields)).body
+            own = (await gateway.ask("GET", "/x")).body
+            assert own == f"http://127.0.0.1:{gateway.gateway.port}".encode() != other
+        assert len(here.heads) == 4

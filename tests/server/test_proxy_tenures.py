@@ -64,6 +64,7 @@ async def test_expiry_ends_what_is_held(kind: str) -> None:
         async with asyncio.timeout(8):
             answer = await held(gateway, kind, token(lifetime=0.5))
         assert (b'"code":"token_expired"' in answer) == (kind == "poll")
+        assert answer.endswith(b"0\r\n\r\n") == (kind in {"stream", "stored"})
         await eventually(lambda: outstanding(gateway, 1))
         outcome = "ok" if kind == "tunnel" else "client"
         assert (await gateway.metrics())[f"gateway_upstream_attempts_total{{{outcome},shop}}"] == 1
@@ -89,4 +90,17 @@ async def test_a_revocation_ends_what_is_held(kind: str, tmp_path: Path) -> None
         assert not other.done()
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
+        await eventually(lambda: outstanding(gateway, 0))
+
+
+@pytest.mark.parametrize("kind", ["stream", "stored", "tunnel"])
+async def test_a_process_that_goes_ends_what_would_not_end(kind: str) -> None:
+    """Streams in order and tunnels at once, before it stops; else all of them would come back elsewhere in one moment."""
+    async with backend(holding) as here, live(**sections(here.address, kind)) as gateway:
+        mine = asyncio.ensure_future(held(gateway, kind, token()))
+        await eventually(lambda: outstanding(gateway, 1))
+        await gateway.gateway.drain()
+        async with asyncio.timeout(8):
+            answer = await mine
+        assert answer.endswith(b"0\r\n\r\n") == (kind != "tunnel")
         await eventually(lambda: outstanding(gateway, 0))

@@ -10,7 +10,7 @@ import pytest
 from waiting import eventually
 
 from gateway.auth.principal import KeyRef, Principal
-from gateway.errors import GatewayError, TokenExpired, TokenRevoked
+from gateway.errors import Draining, GatewayError, TokenExpired, TokenRevoked
 from gateway.server.tenures import SLICE, Tenures
 
 KEY = KeyRef("main", "a", "RS256", "1")
@@ -108,3 +108,20 @@ async def test_a_task_that_is_cancelled_is_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await holding
         assert len(tenures) == 0
+
+
+async def test_a_process_that_goes_ends_what_would_not_end() -> None:
+    """One after the other in the time given, whoever it is for; what ends by itself has its end awaited elsewhere."""
+    tenures, ended, others = Tenures(), list[GatewayError](), list[GatewayError]()
+    for _ in range(4):
+        tenures.begin(principal(), remembering(ended))
+        tenures.begin(None, remembering(ended))
+    short = tenures.begin(principal(), remembering(others), within=5.0)
+    tenures.check(None, 0)
+    draining = asyncio.ensure_future(tenures.drain(0.3))
+    await eventually(lambda: ended)
+    assert len(ended) < 8
+    await draining
+    assert {type(error) for error in ended} == {Draining}
+    assert (len(ended), others, len(tenures)) == (8, [], 1)
+    short.close()
