@@ -102,6 +102,22 @@ async def test_a_verified_token_costs_no_turn_of_the_loop() -> None:
     assert finishes_without_yielding(auth, header(ONE))
 
 
+async def test_who_is_known_at_once() -> None:
+    auth = Bench([ONE.source]).auth
+    assert auth.known(header(ONE), NOW) is None
+    principal = await auth.authenticate(header(ONE), NOW)
+    assert auth.known(header(ONE), NOW) is principal
+    for other in (
+        header(ONE).replace("Bearer", "bearer"),
+        "Basic YTpi",
+        "Bearer gwk_x",
+        "Bearer \xe9",
+        "Bearer " + "a" * 100_000,
+    ):
+        assert auth.known(other, NOW) is None
+    assert auth.known(header(ONE), NOW + 10**9) is None
+
+
 async def test_the_documented_errors() -> None:
     auth = Bench([ONE.source]).auth
     for authorization in (None, "", "Basic x", "Bearer\tx"):

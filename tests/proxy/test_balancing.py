@@ -91,6 +91,12 @@ class TestLeastOutstanding:
         b.held = 17
         assert LeastOutstanding().choose(group_of(targets), None, never) is a
 
+    def test_the_only_one(self) -> None:
+        """Its load does not matter."""
+        targets = targets_of(1)
+        targets[0].working = 9
+        assert LeastOutstanding().choose(group_of(targets), None, never) is targets[0]
+
     def test_for_its_weight(self) -> None:
         """Twice the weight bears twice the load."""
         a, b = targets = targets_of(1, 2)

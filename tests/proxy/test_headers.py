@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from gateway.errors import Forbidden, UpstreamFailed
 from gateway.proxy.forwarding import Hop
-from gateway.proxy.headers import ends_here, forwarded_head, returned_head, stripped_names
+from gateway.proxy.headers import ends_here, forwarded_head, returned_head, serialized, stripped_names
 
 CLIENT = Hop("198.51.100.7", trusted=False, scheme="https", host="api.example.com")
 PROXY = CLIENT._replace(peer="10.0.0.7", trusted=True)
@@ -314,3 +314,17 @@ def test_whatever_comes_nothing_of_the_connection_goes(fields: Fields, upgrade: 
         assert set(options) <= {"Upgrade", "TE"}
         assert ("Upgrade" in each) == ("Upgrade" in options)
         assert ("TE" in each) == ("TE" in options)
+
+
+def test_a_head_as_it_is_sent() -> None:
+    """Fields in their order; bytes that are no UTF-8 are sent as they came."""
+    headers = CIMultiDict([("A", "1"), ("a", "\udce9"), ("B", "é")])
+    assert serialized("HTTP/1.1 200 OK", headers) == b"HTTP/1.1 200 OK\r\nA: 1\r\na: \xe9\r\nB: \xc3\xa9\r\n\r\n"
+
+
+@pytest.mark.parametrize("broken", ["a\r\nB: c", "a\nb", "a\rb", "a\0b"])
+def test_what_no_field_can_be_is_not_sent(broken: str) -> None:
+    """RFC 9110 §5.5: CR, LF and NUL are invalid and dangerous."""
+    for line, headers in (("GET / HTTP/1.1", {"A": broken}), ("GET / HTTP/1.1", {broken: "a"}), (broken, {"A": "b"})):
+        with pytest.raises(ValueError, match="line break"):
+            serialized(line, headers)
