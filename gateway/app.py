@@ -40,6 +40,7 @@ from gateway.server.admin import Admin
 from gateway.server.admission import Admission
 from gateway.server.application import ListChannels, Listener, OpenApi, application, public_routes, tls_context
 from gateway.server.arming import Arming
+from gateway.server.express import Express
 from gateway.server.idempotency import Memory
 from gateway.server.lanes import Lanes
 from gateway.server.looplag import LoopLag
@@ -268,7 +269,7 @@ class Gateway:
             return ProxyProtocol(http, trusted=trusted, on_refused=refused)
 
         return Listener(
-            self._runner(app, door=self.proxied.door),
+            self._runner(app, door=self.proxied.door, express=self.proxied.express),
             host=server.host,
             port=server.port if self._place is None else self._place.port,
             reuse_port=self._place is not None,
@@ -286,11 +287,12 @@ class Gateway:
         admin = self._config.server.admin
         return Listener(self._runner(application(middlewares, routes)), host=admin.host, port=admin.port)
 
-    def _runner(self, app: web.Application, door: Callable[[Any], Any] | None = None) -> Runner:
+    def _runner(self, app: web.Application, door: Callable[[Any], Any] | None = None, express: Express | None = None) -> Runner:
         server = self._config.server
         return Runner(
             app,
             door=door,
+            express=express,
             max_target_bytes=server.max_target_bytes,
             max_field_bytes=server.max_head_bytes,
             head_timeout=server.head_timeout,

@@ -42,6 +42,7 @@ from gateway.server.address import TrustedProxies
 from gateway.server.admission import Admission
 from gateway.server.catalog import Offer
 from gateway.server.documents import Documents, Source
+from gateway.server.express import Express
 from gateway.server.proxy import Proxy, Route
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.tenures import Tenures
@@ -99,6 +100,11 @@ class Proxied:
             if section.openapi is not None
         )
         self._caches = [route.cache for route in self._table.routes() if route.cache is not None]
+
+    @property
+    def express(self) -> Express | None:
+        """What answers plain requests without a task; None where there are no routes."""
+        return Express(self._proxy) if len(self._table) else None
 
     def door(self, application: Handler) -> Handler:
         """Return the handler of all requests, given the application's; the same where there are no routes."""

@@ -179,6 +179,8 @@ class LeastOutstanding:
     def choose(self, group: Group, key: bytes | None, rand: Rand) -> Target:  # noqa: ARG002  # the protocol's
         """Return the least loaded, of two at random where there are many."""
         targets = group.targets
+        if len(targets) == 1:
+            return targets[0]
         if len(targets) > EXACT:
             return _better_of_two(group, rand)
         loads = [target.working + target.held * HELD for target in targets]

@@ -117,6 +117,8 @@ class Breaker:
             self.taken -= 1
         if verdict in (Verdict.OK, Verdict.ERROR):
             self._failures = 0
+            if self.state is State.CLOSED:
+                return
             self._happens(Event.SUCCESS, now)
         elif verdict is Verdict.FAILURE:
             self._failures += 1

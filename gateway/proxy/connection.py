@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HeadersParser, HttpResponseParser, RawResponseMessage
+from aiohttp.http_parser import HeadersParser, HttpParser, HttpResponseParser, RawResponseMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
+
+from gateway.proxy.headers import well_formed
 
 READ_BYTES = 2**16
 """Bytes of a body that are read ahead of the client, about; twice as many stop the reading."""
@@ -26,6 +28,10 @@ MAX_FIELD = 2**15
 MAX_TRAILERS = 2**13
 """Bytes of trailer fields that are found, at most."""
 
+MAX_INFORMATIONAL = 32
+"""1xx answers before the one, at most: each goes to the client at once, whether it reads or not."""
+
+_HEAD_END = b"\r\n\r\n"
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
 _LAST_CHUNK = re.compile(rb"0+[ \t]*(;.*)?")
@@ -51,18 +57,34 @@ class Answer(NamedTuple):
     body: StreamReader
 
 
+class Listener(Protocol):
+    """Who is told of an answer at once, without a future and the turn of the loop that it takes. One of both is called."""
+
+    def answered(self, answer: Answer) -> None:
+        """Take the answer; its body may be there already."""
+        ...
+
+    def failed(self, failure: TargetFailed) -> None:
+        """Take that none comes."""
+        ...
+
+
 class Connection(BaseProtocol):
     """A connection to a target. `on_lost` is called once, when it is gone."""
 
     __slots__ = (
         "_answer",
         "_body",
+        "_chunked",
+        "_come",
         "_due",
         "_failure",
         "_heard",
+        "_hints",
         "_idle",
         "_idle_due",
         "_informational",
+        "_listener",
         "_on_lost",
         "_tail",
         "began",
@@ -75,6 +97,8 @@ class Connection(BaseProtocol):
         super().__init__(loop)
         self._on_lost = on_lost
         self._answer: asyncio.Future[Answer] | None = None
+        self._listener: Listener | None = None
+        self._come: Answer | None = None
         self._body: StreamReader | None = None
         self._informational: Callable[[RawResponseMessage], None] | None = None
         self._due = self._idle = self._idle_due = 0.0
@@ -82,6 +106,9 @@ class Connection(BaseProtocol):
         self._failure: TargetFailed | None = None
         # The end of a chunked body that announced trailer fields: the parser drops them.
         self._tail: bytes | None = None
+        # aiohttp's parser keeps the last trailer field and gives it to the next head: it must not see one.
+        self._chunked = False
+        self._hints = 0
         self.began = False
         self.reusable = True
         self.used = 0
@@ -94,7 +121,9 @@ class Connection(BaseProtocol):
     @property
     def busy(self) -> bool:
         """Whether an answer is awaited or not read to its end."""
-        return self._answer is not None or (self._body is not None and not self._body.is_eof())
+        if self._answer is not None or self._listener is not None:
+            return True
+        return self._body is not None and not self._body.is_eof()
 
     @property
     def throttled(self) -> bool:
@@ -111,7 +140,19 @@ class Connection(BaseProtocol):
         `bodiless`: there is no body whatever the head says (RFC 9110 §9.3.2, HEAD); such an answer is the last on its
         connection. `informational` is called with each 1xx answer. The future ends with TargetFailed if none comes.
         """
-        if self._parser is None or bodiless:
+        self._expect(due, informational, bodiless=bodiless)
+        future = self._answer = self._loop.create_future()
+        return future
+
+    def listen(self, listener: Listener, *, due: float, informational: Callable[[RawResponseMessage], None]) -> None:
+        """Expect an answer with a body as `begin` does, which a listener is told of."""
+        self._expect(due, informational)
+        self._listener = listener
+
+    def _expect(
+        self, due: float, informational: Callable[[RawResponseMessage], None] | None, *, bodiless: bool = False
+    ) -> None:
+        if self._parser is None or bodiless or self._chunked:
             self._parser = HttpResponseParser(
                 self,
                 self._loop,
@@ -122,15 +163,15 @@ class Connection(BaseProtocol):
                 read_until_eof=True,
                 auto_decompress=False,
             )
+        self._chunked = False
+        self._hints = 0
         if bodiless:
             self.reusable = False
-        future = self._answer = self._loop.create_future()
         self._informational = informational
         self._body = self._tail = None
         self.began = False
         self.used += 1
         self.bound(due)
-        return future
 
     def write(self, data: bytes) -> None:
         """Send a part of the request; TargetFailed if the connection is gone."""
@@ -198,26 +239,53 @@ class Connection(BaseProtocol):
         """Feed the parser."""
         self._heard = True
         parser = self._parser
-        if parser is None or not (self._answer is not None or self.busy):
+        if parser is None or not self.busy:
             if data:
                 self.abort()  # nobody has asked for anything
             return
         self.began = True
+        listener = self._listener
+        self._read(parser, data)
+        answer, self._come = self._come, None
+        if listener is not None and answer is not None:
+            listener.answered(answer)
+
+    def _read(self, parser: HttpParser[Any], data: bytes) -> None:
+        # Head by head: what stands behind one may be no part of the answer, and must not spoil it.
+        while data:
+            expected = self._answer is not None or self._listener is not None
+            end = data.find(_HEAD_END) + len(_HEAD_END) if expected else 0
+            piece, data = (data[:end], data[end:]) if len(_HEAD_END) <= end < len(data) else (data, b"")
+            if not self._feed(parser, piece, data):
+                return
+            if data and not self.busy:
+                self.abort()  # RFC 9112 §9.2: it belongs to no request
+                return
+
+    def _feed(self, parser: HttpParser[Any], data: bytes, following: bytes) -> bool:
+        """Parse a piece; tell whether to go on with what follows."""
         if self._tail is not None:
             self._tail = (self._tail + data)[-MAX_TRAILERS:]
         try:
             messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
             self._fail(TargetFailed(f"the answer cannot be parsed: {type(error).__name__}", began=True))
-            return
+            return False
         for message, body in messages:
-            self._take(message, body, data)
+            self._come = self._take(message, body, data) or self._come
         if upgraded:
             # llhttp stops behind a 101: what follows is of the other protocol.
             self._upgraded = True
             self.reusable = False
-            self._tail = rest
+            self._tail = rest + following
             self._pause_transport_reading()
+            return False
+        return self._failure is None
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on if it was paused: streams say so at each read, and the parser would be fed nothing each time."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def rest(self) -> bytes:
         """Return what came behind a 101 in the same segment."""
@@ -250,23 +318,33 @@ class Connection(BaseProtocol):
 
     # --- inside ---
 
-    def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> None:
-        future = self._answer
+    def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> Answer | None:
+        """Take a head; return it if it is the answer that was expected."""
+        if not well_formed(message):
+            self._fail(TargetFailed("the answer is not well-formed", began=True))
+            return None
         if message.code < _OK and message.code != _SWITCHING_PROTOCOLS:
-            if self._informational is not None:
+            self._hints += 1
+            if self._hints > MAX_INFORMATIONAL:
+                self._fail(TargetFailed("informational answers without an end", began=True))
+            elif self._informational is not None:
                 self._informational(message)
-            return
-        if future is None:
+            return None
+        if self._answer is None and self._listener is None:
             self.abort()  # a second answer to one request
-            return
-        self._answer = self._informational = None
+            return None
+        future = self._answer
+        self._answer = self._listener = self._informational = None
         self._body = body
         if message.should_close:
             self.reusable = False
+        self._chunked = bool(message.chunked)
         if message.chunked and "Trailer" in message.headers:
             self._tail = data[-MAX_TRAILERS:]
-        if not future.done():
-            future.set_result(Answer(message, body))
+        answer = Answer(message, body)
+        if future is not None and not future.done():
+            future.set_result(answer)
+        return answer
 
     def _fail(self, failure: TargetFailed) -> None:
         self._failure = failure
@@ -278,8 +356,11 @@ class Connection(BaseProtocol):
     def _end(self, failure: TargetFailed) -> None:
         """Tell whoever waits."""
         future, self._answer = self._answer, None
+        listener, self._listener = self._listener, None
         if future is not None and not future.done():
             future.set_exception(failure)
+        if listener is not None:
+            listener.failed(failure)
         body = self._body
         if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(failure)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,9 +22,11 @@ from multidict import CIMultiDict
 
 from gateway import errors
 from gateway.auth.templates import Template
+from gateway.draining import spread
 from gateway.proxy.body import Body
 from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
 from gateway.proxy.events import Event
+from gateway.proxy.headers import head_bytes, returned_trailers
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Attempted, Budget, backoff, may_retry
 from gateway.proxy.target import Target
@@ -37,7 +39,7 @@ CONTINUE_SECONDS = 1.0
 """Time that a target gets to say 100 Continue before the body is sent all the same (RFC 9110 §10.1.1)."""
 
 _CONTINUE = 100
-_DRAIN_STEP = 0.1
+_SWITCHING_PROTOCOLS = 101
 # What tells that a target is not well; 501 and 505 tell of the request, and 500 of either.
 _VERDICTS = {500: Verdict.ERROR, 502: Verdict.FAILURE, 503: Verdict.FAILURE, 504: Verdict.FAILURE}
 
@@ -121,12 +123,7 @@ class Outgoing:
 
     def head(self) -> bytes:
         """Return the head; ValueError if a field cannot be one."""
-        lines = [f"{self.method} {self.target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        text = "\r\n".join(lines)
-        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-            raise ValueError("a header field with a line break")
-        return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        return head_bytes(f"{self.method} {self.target} HTTP/1.1", self.headers.items())
 
 
 @dataclass(slots=True)
@@ -187,7 +184,7 @@ class Exchange:
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Return the fields behind the body, once that has been read; None without any."""
-        return self.connection.trailers()
+        return returned_trailers(self.connection.trailers())
 
     def hold(self) -> None:
         """Count it as held from now on, without any bound of time: a stream of events, or another protocol; Overloaded."""
@@ -233,6 +230,22 @@ class Exchange:
             self.observer.changed(backend.name, event)
 
 
+@dataclass(slots=True)
+class Begun:
+    """A working exchange's first attempt, begun with a connection that was kept; None: there was none, nothing was sent.
+
+    In the end there is an exchange or a failure.
+    """
+
+    target: Target
+    connection: Connection | None
+    period: int
+    now: float
+    until: float
+    exchange: Exchange | None = None
+    failure: TargetFailed | None = None
+
+
 class Forwarder:
     """Sends requests to upstreams. `rand` gives numbers in [0, 1)."""
 
@@ -255,44 +268,94 @@ class Forwarder:
 
     async def drain(self, window: float) -> None:
         """End the held requests with Draining, spread evenly over `window` seconds; each client may come back elsewhere."""
-        until = self._clock() + window
-        while waiting := [answered for answered in self._held if not answered.done()]:
-            left = until - self._clock()
-            steps = max(1, int(left / _DRAIN_STEP))
-            for answered in waiting[: -(-len(waiting) // steps)]:
-                answered.set_exception(errors.Draining())
-            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
 
-    async def ask(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None) -> Exchange:
-        """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by.
+        def waiting() -> list[asyncio.Future[Answer]]:
+            return [answered for answered in self._held if not answered.done()]
+
+        def end(some: Sequence[asyncio.Future[Answer]]) -> None:
+            for answered in some:
+                answered.set_exception(errors.Draining())
+
+        await spread(waiting, end, window, clock=self._clock)
+
+    # --- a first attempt without a task, by whoever hears the connection ---
+
+    def begin(self, backend: Backend, terms: Terms, key: bytes | None) -> Begun | None:
+        """Begin a working exchange, if there is a place for it and a target; `ask` goes on with it, or it is ended here."""
+        if not backend.turnstile.enter_at_once():
+            return None
+        now = self._clock()
+        upstream = backend.upstream
+        target = upstream.choose(now, key=key, rand=self._rand)
+        if target is None:
+            backend.turnstile.leave(held=False)
+            return None
+        backend.budget.note_request(now)
+        period = upstream.begin(target, held=False, now=now)
+        return Begun(target, backend.pool.take(target.address), period, now, now + terms.total)
+
+    def answered(self, backend: Backend, terms: Terms, begun: Begun, answer: Answer) -> Exchange:
+        """Return the exchange of an attempt whose answer has begun."""
+        if begun.connection is None:
+            raise AssertionError("an answer without a connection")
+        observer, clock = self._observer, self._clock
+        exchange = Exchange(backend, begun.target, begun.connection, answer, terms, False, observer, clock, period=begun.period)
+        exchange.latency = self._clock() - begun.now
+        begun.exchange = exchange
+        return exchange
+
+    def abandon(self, backend: Backend, terms: Terms, begun: Begun) -> None:
+        """End an attempt whose client has left."""
+        if begun.exchange is not None:
+            begun.exchange.close()
+            return
+        if begun.connection is not None:
+            begun.connection.abort()
+        backend.turnstile.leave(held=False)
+        self._ended(backend, begun.target, terms, begun.period, Verdict.NEUTRAL, "client")
+
+    # --- whole exchanges ---
+
+    async def ask(
+        self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None = None, begun: Begun | None = None
+    ) -> Exchange:
+        """Return an exchange whose answer has begun; `key` is what a `hash` balancing goes by. `begun`: go on with that.
 
         Raises Overloaded, CircuitOpen, UpstreamFailed, UpstreamTimeout, and for what the client did BodyTooLarge,
         RequestMalformed, RequestTimedOut.
         """
         held = terms.held
-        await backend.turnstile.enter(held=held)
+        if begun is None:
+            await backend.turnstile.enter(held=held)
         try:
-            return await self._attempts(backend, terms, request, key)
+            return await self._attempts(backend, terms, request, key, begun)
         except BaseException:
             backend.turnstile.leave(held=held)
             raise
 
-    async def _attempts(self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None) -> Exchange:
+    async def _attempts(
+        self, backend: Backend, terms: Terms, request: Outgoing, key: bytes | None, begun: Begun | None
+    ) -> Exchange:
         upstream, retries = backend.upstream, backend.retries if terms.retries else NEVER
-        until = self._clock() + terms.total
+        until = self._clock() + terms.total if begun is None else begun.until
         tried: list[Target] = []
         failure: TargetFailed | None = None
         attempts = 0
-        backend.budget.note_request(self._clock())
+        if begun is None:
+            backend.budget.note_request(self._clock())
         while True:
-            now = self._clock()
-            target = upstream.choose(now, key=key, tried=tried, rand=self._rand)
-            if target is None:
-                raise _given_up(failure) if failure is not None else errors.CircuitOpen(upstream.retry_after(now))
+            if begun is None:
+                now = self._clock()
+                target = upstream.choose(now, key=key, tried=tried, rand=self._rand)
+                if target is None:
+                    raise _given_up(failure) if failure is not None else errors.CircuitOpen(upstream.retry_after(now))
+                period = upstream.begin(target, held=terms.held, now=now)
+            else:
+                now, target, period = begun.now, begun.target, begun.period
             attempts += 1
-            period = upstream.begin(target, held=terms.held, now=now)
+            attempt, begun = begun, None
             try:
-                exchange = await self._attempt(backend, target, terms, request, until)
+                exchange = await self._attempt(backend, target, terms, request, until, attempt)
             except TargetFailed as failed:
                 self._ended(backend, target, terms, period, Verdict.FAILURE, _outcome(failed))
                 if not self._again(_attempted(failed), backend, terms, request, attempts, until):
@@ -355,11 +418,16 @@ class Forwarder:
             exchange.connection.reusable = False
         backend.pool.give_back(exchange.connection)
 
-    async def _attempt(self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float) -> Exchange:
+    async def _attempt(
+        self, backend: Backend, target: Target, terms: Terms, request: Outgoing, until: float, begun: Begun | None
+    ) -> Exchange:
         pool = backend.pool
-        connection = pool.take(target.address)
-        if connection is not None:
+        sent = begun is not None and begun.connection is not None
+        connection = None if sent else pool.take(target.address)
+        if sent or connection is not None:
             try:
+                if connection is None:
+                    return _result(begun, terms, request)
                 return await self._send(backend, target, connection, terms, request, until)
             except TargetFailed as failure:
                 stale = not failure.began and not isinstance(failure, TargetTimedOut)
@@ -395,6 +463,7 @@ class Forwarder:
             if terms.held:
                 self._held[answered] = None
             answer = await answered
+            _check_switch(request, answer)
         except BaseException as error:
             if not answered.cancel() and not answered.cancelled():
                 answered.exception()  # nobody else looks at it
@@ -443,6 +512,26 @@ def _informed(request: Outgoing, invited: asyncio.Event | None) -> Callable[[Raw
             request.on_informational(message)
 
     return informed
+
+
+def _check_switch(request: Outgoing, answer: Answer) -> None:
+    # RFC 9110 §7.8: never to a protocol that was not asked for.
+    if answer.message.code == _SWITCHING_PROTOCOLS and "Upgrade" not in request.headers:
+        raise TargetFailed("switched protocols unasked", began=True)
+
+
+def _result(begun: Begun | None, terms: Terms, request: Outgoing) -> Exchange:
+    """Return the exchange of an attempt that was made, or raise its failure."""
+    if begun is None or begun.exchange is None:
+        raise (None if begun is None else begun.failure) or AssertionError("the attempt is still under way")
+    exchange = begun.exchange
+    try:
+        _check_switch(request, exchange.answer)
+    except TargetFailed:
+        exchange.connection.abort()
+        raise
+    exchange.connection.bound(begun.until, terms.idle)
+    return exchange
 
 
 def _looked_at(pump: asyncio.Task[None]) -> None:

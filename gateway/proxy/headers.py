@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
+from aiohttp.http_parser import RawResponseMessage
 from multidict import CIMultiDict
 
 from gateway.errors import Forbidden, UpstreamFailed
@@ -31,6 +32,11 @@ MAX_PASSES: Final = 8
 """Times that one request may come through gateways of ours: more are a loop."""
 
 # All but letters and digits becomes "-", letters become small.
+_TOKEN: Final = b"!#$%&'*+-.^_`|~" + bytes(b for b in range(128) if chr(b).isalnum())
+_CONTROL: Final = bytes({*range(32), 127} - {ord("\t")})
+_LEAST_STATUS: Final = 100
+_VERSIONS: Final = ((1, 0), (1, 1))
+
 _NORMAL: Final = bytes(ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else ord("-") for b in range(256))  # noqa: PLR2004
 
 # RFC 9110, section 7.6.1, and what else ends at a proxy: sections 11.7 (authentication), 10.1.1 (Expect, which the gateway
@@ -58,6 +64,7 @@ _END_TO_END: Final = frozenset((
     "if-unmodified-since", "last-modified", "location", "origin", "range", "retry-after", "set-cookie",
     "strict-transport-security", "vary", "www-authenticate", "x-api-key", "x-real-ip",
 ))  # fmt: skip
+_NEVER_BEHIND: Final = _NOTED | {name.encode() for name in _END_TO_END} | {b"x-request-id"}
 # Kinds of fields in a request; from the third on they may be passed.
 _MISSPELLED, _LOOKED_AT, _OF_PROXY, _PLAIN = range(4)
 _OPTIONS_OF_ITS_OWN: Final = frozenset(("close", "keep-alive", "te", "upgrade", ""))
@@ -79,6 +86,33 @@ def _known(name: bytes) -> tuple[int, bytes, str]:
     if key in _NOTED:
         return (_LOOKED_AT if name.lower() == key else _MISSPELLED), key, text
     return (_OF_PROXY if key in _OF_PROXIES or key.startswith(b"x-forwarded-") else _PLAIN), key, text
+
+
+def well_formed(message: RawResponseMessage) -> bool:
+    """Tell whether the head of an answer is one: aiohttp's parser takes more from servers than it is safe to pass on.
+
+    That is: other versions, a status below 100, a transfer coding that is not chunked alone or comes with HTTP/1.0 (RFC 9112
+    §6.1), blanks in names (§5.1), and control characters (RFC 9110 §5.5).
+    """
+    version, raw, headers = message.version, message.raw_headers, message.headers
+    if version not in _VERSIONS or message.code < _LEAST_STATUS:
+        return False
+    if "Transfer-Encoding" in headers and (
+        version.minor == 0 or [coding.lower() for coding in headers.getall("Transfer-Encoding")] != ["chunked"]
+    ):
+        return False
+    names, values = b"".join([name for name, _ in raw]), b"".join([value for _, value in raw])
+    values += message.reason.encode("utf-8", "surrogateescape")
+    return not names.translate(None, _TOKEN) and len(values.translate(None, _CONTROL)) == len(values)
+
+
+def head_bytes(line: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return a head as it is sent, its bytes over 127 as they came; ValueError if a field cannot be one."""
+    lines = [line, *[f"{name}: {value}" for name, value in fields]]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
+        raise ValueError("a header field with a line break")
+    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 def stripped_names(claims: Iterable[str] = (), *, authorization: bool = False) -> frozenset[bytes]:
@@ -174,6 +208,15 @@ def returned_head(raw: Raw, *, version: str = "1.1", upgrade: bool = False, trai
     kept += _of_this_connection(told, options, upgrade=upgrade, trailers=trailers)
     kept.append(_via(told, version))
     return CIMultiDict(kept)
+
+
+def returned_trailers(fields: CIMultiDict[str] | None) -> CIMultiDict[str] | None:
+    """Return the fields behind an answer's body that may be passed on (RFC 9110 §6.5.1); None without any.
+
+    What frames a message, belongs to one connection, or is acted upon before the body has come is none of them.
+    """
+    kept = [(name, value) for name, value in (fields or {}).items() if normal(name) not in _NEVER_BEHIND]
+    return CIMultiDict(kept) if kept else None
 
 
 def _options(told: Mapping[bytes, list[str]]) -> frozenset[str]:

@@ -68,6 +68,8 @@ def otherwise(path: str) -> str:
 
 def rest(path: str, depth: int) -> str:
     """Return what follows the first segments of a raw path, byte for byte: empty, or from a slash on."""
+    if not depth:
+        return path
     pieces = path.split("/", depth + 1)
     return "/" + pieces[-1] if len(pieces) > depth + 1 else ""
 

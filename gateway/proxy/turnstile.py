@@ -39,13 +39,18 @@ class Turnstile:
         """Exchanges that wait."""
         return len(self._waiting)
 
+    def enter_at_once(self) -> bool:
+        """Take a place of a working exchange if that needs no waiting; tell whether it did."""
+        if self.working >= self._concurrent:
+            return False
+        self.working += 1
+        return True
+
     async def enter(self, held: bool) -> None:
         """Take a place, after waiting for it if need be; raise Overloaded where there is none."""
         if held:
             self._take_held()
-        elif self.working < self._concurrent:
-            self.working += 1
-        else:
+        elif not self.enter_at_once():
             await self._wait()
 
     def hold(self) -> None:

@@ -279,7 +279,8 @@ class Upstream:
             target.breaker.record(verdict, now)
             if before is not State.CLOSED:
                 self._due = -math.inf  # a trial is free
-            self._note_turn(target, target.breaker, before, now)
+            if target.breaker.state is not before:
+                self._note_turn(target, target.breaker, before, now)
         if target.outliers is not None and target.outliers.record(verdict, now):
             self._eject(target, target.outliers, now)
 
@@ -332,6 +333,8 @@ class Upstream:
         target.back_at = now if self.slow_start else None
 
     def _told(self) -> list[Event]:
+        if not self._events:
+            return []
         told, self._events = self._events, []
         return told
 

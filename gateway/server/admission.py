@@ -9,6 +9,7 @@ from secrets import token_bytes
 from typing import Literal
 
 from aiohttp import hdrs, web
+from multidict import MultiMapping
 
 from gateway.auth.apikeys import PREFIX
 from gateway.auth.authenticator import Authenticator
@@ -58,14 +59,18 @@ class Admission:
         """Return who asks; RateLimited by address, TokenMissing, TokenInvalid, TokenExpired."""
         exchange = request[EXCHANGE]
         self.charge_address(exchange.address)
-        principal = await self._principal(self._credential(request))
+        principal = await self._principal(self.credential(request.headers))
         exchange.principal = principal
         return principal
 
-    def _credential(self, request: web.BaseRequest) -> str | None:
+    def known(self, credential: str) -> Principal | None:
+        """Return whose credential this is where that needs no verification; otherwise `identify` has to say what is wrong."""
+        return self._authenticator.known(credential, self._unix_clock())
+
+    def credential(self, headers: MultiMapping[str]) -> str | None:
         """Return the request's one credential, an API key as if it came as a bearer token; of two, TokenInvalid."""
-        authorization = _authorization(request)
-        keys = request.headers.getall(API_KEY, ())
+        authorization = _authorization(headers)
+        keys = headers.getall(API_KEY, ())
         if not keys or not self._authenticator.takes_api_keys:
             return authorization
         # Another scheme may be meant for a backend; a bearer token would be a second identity.
@@ -118,9 +123,9 @@ class Admission:
         return now + min(wait, left), left < wait
 
 
-def _authorization(request: web.BaseRequest) -> str | None:
+def _authorization(headers: MultiMapping[str]) -> str | None:
     """Return the one Authorization field; of two, which one a proxy in front looked at cannot be known: TokenInvalid."""
-    values = request.headers.getall(hdrs.AUTHORIZATION, [])
+    values = headers.getall(hdrs.AUTHORIZATION, [])
     if len(values) > 1:
         raise TokenInvalid("several Authorization fields")
     return values[0] if values else None

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from gateway.server.departure import hand_on
+
 Maker = Callable[[], asyncio.Protocol]
 Take = Callable[[asyncio.Transport, bytes, Maker], bool]
 """Make a lane of a connection that sent this, and tell whether it did; what makes aiohttp's protocols is for later replays."""
@@ -54,10 +56,7 @@ class _Arrival(asyncio.Protocol):
         self._stop_waiting()
         arrivals, transport = self._arrivals, self._transport
         if not arrivals.take(transport, data, arrivals.make):
-            connection = arrivals.make()
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            connection.data_received(data)
+            hand_on(transport, arrivals.make(), data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._stop_waiting()

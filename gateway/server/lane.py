@@ -16,6 +16,7 @@ A lane knows nothing but its connection. `lanes.Lanes` decides what a poll comes
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -24,7 +25,9 @@ from multidict import CIMultiDict
 
 from gateway.server.arming import HEAD_END, MAX_HEAD, Armed, Cut
 from gateway.server.crowd import Cohort
-from gateway.server.departure import Departure
+from gateway.server.departure import Departure, hand_on
+
+_log = logging.getLogger(__name__)
 
 _METHOD = b"GET "
 # What no head of a poll has, however it goes on: the framework refuses it at once, and does not wait for the rest.
@@ -128,6 +131,23 @@ class Lane(asyncio.Protocol):
 
     # --- what the keeper calls ---
 
+    def send(self, data: bytes) -> None:
+        """Write an answer."""
+        try:
+            self.transport.write(data)
+        except Exception:  # noqa: BLE001
+            # One connection's failing write must not end the slice for all others.
+            _log.exception("an answer could not be written")
+            self.transport.abort()
+
+    def has_sent(self, now: float) -> bool:
+        """Tell whether a stuck lane has got rid of some bytes since this was last asked; then it is stuck since now."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= self.unsent:
+            return False
+        self.unsent, self.since = unsent, now
+        return True
+
     def go_on(self) -> None:
         """Look at what came in before the answer was out."""
         if self._held and not self.stuck and self.cohort is None:
@@ -140,11 +160,8 @@ class Lane(asyncio.Protocol):
         keeper.left(self)
         # What came in while it was parked is the next request.
         data, self._held = data + self._held, b""
-        connection = keeper.connection()
         transport.set_write_buffer_limits()
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        connection.data_received(data)
+        hand_on(transport, keeper.connection(), data)
 
     # --- inside ---
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -13,18 +11,16 @@ from aiohttp import hdrs, web
 
 from gateway import errors
 from gateway.channels import Channels
-from gateway.limits import refusal_fields
 from gateway.metrics import Metrics
-from gateway.server.accesslog import REQUEST_ID, AccessLog
-from gateway.server.address import TrustedProxies, client_address, peer_address
+from gateway.server.accesslog import AccessLog
+from gateway.server.address import TrustedProxies
 from gateway.server.departure import Departure
-from gateway.server.exchange import EXCHANGE, Exchange
+from gateway.server.exchange import EXCHANGE, Exchange, begin
 from gateway.server.protocol import SERVER, InternalError, from_http, problem_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLOSED_BY_CLIENT = "closed_by_client"
 
 _AUTH = (errors.TokenMissing, errors.TokenInvalid, errors.TokenExpired, errors.TokenRevoked, errors.Forbidden)
@@ -35,12 +31,6 @@ EXPOSED_HEADERS = (
 )
 ALLOWED_METHODS = "GET, HEAD, POST"
 PREFLIGHT_MAX_AGE = "7200"
-
-
-def request_id_of(request: web.BaseRequest) -> str:
-    """Return the id that a request came with, if it is a good one, or a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class Exchanges:
@@ -67,18 +57,13 @@ class Exchanges:
         return exchanges
 
     async def _exchange(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request_id_of(request)
-        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
-        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
-        exchange = Exchange(request_id, client_address(peer, forwarded, self._trusted), time.monotonic())
-        request[EXCHANGE] = exchange
-        REQUEST_ID.set(request_id)
+        exchange = begin(request, self._trusted, time.monotonic())
         try:
             response = await handler(request)
         except (asyncio.CancelledError, ConnectionError):
             self._done(request, exchange, 499, 0, CLOSED_BY_CLIENT)
             raise
-        response.headers["X-Request-Id"] = request_id
+        response.headers["X-Request-Id"] = exchange.request_id
         response.headers["Server"] = SERVER
         if isinstance(response, Departure):
             return response  # what becomes of it is the lane's to note
@@ -163,7 +148,6 @@ class Problems:
         exchange.code = error.code
         count_refusal(self._metrics, error)
         response = problem_response(error, exchange.request_id)
-        response.headers.update(refusal_fields(error))
         response.headers.extend(exchange.announced)
         return response
 

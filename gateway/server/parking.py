@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from gateway.auth.principal import KeyRef, Principal
+from gateway.draining import spread
 from gateway.fanout.hub import TICK, Hub, Interest, Waiter, Why
 
 SLICE = 200
@@ -108,13 +109,5 @@ class Parking:
         From now on nothing parks any more (`draining`).
         """
         self.draining = True
-        until = self._clock() + window
-        while waiters := self.hub.waiters():
-            left = until - self._clock()
-            if left <= 0:
-                self.hub.end(waiters, DRAINED)
-            else:
-                ticks = max(1, int(left / TICK))
-                self.hub.end(waiters[: -(-len(waiters) // ticks)], DRAINED)
-                await asyncio.sleep(min(TICK, left))
+        await spread(self.hub.waiters, lambda waiters: self.hub.end(waiters, DRAINED), window, clock=self._clock)
         await asyncio.sleep(0)

@@ -9,18 +9,25 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.streams import StreamReader
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_writer import HttpVersion11
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway import errors, wire
+from gateway.limits import refusal_fields
+from gateway.server.address import peer_address
 from gateway.server.arming import HEAD_END, MAX_HEAD
 from gateway.server.departure import Departure
+from gateway.server.heads import check_head
 
 _log = logging.getLogger(__name__)
+_UNKNOWN = b"?"
+"""In the place of a body's last bytes, where those do not tell that nothing came behind it."""
 SERVER = "longpoll-gateway"
 
 
@@ -34,9 +41,10 @@ class InternalError(errors.GatewayError):
 
 
 def problem_response(error: errors.GatewayError, request_id: str) -> web.Response:
-    """Return the problem document of an error."""
+    """Return the problem document of an error, with the fields that tell of a limit."""
     problem = wire.problem(error, request_id)
-    return web.Response(status=problem.status, body=problem.body, headers=problem.headers | {"Server": SERVER})
+    headers = {**problem.headers, "Server": SERVER, **dict(refusal_fields(error))}
+    return web.Response(status=problem.status, body=problem.body, headers=headers)
 
 
 def from_http(error: web.HTTPException, limit: int) -> errors.GatewayError:
@@ -63,6 +71,17 @@ def from_parser(error: BaseException | None, *, line_limit: int, field_limit: in
     return errors.RequestMalformed()
 
 
+def checked(handler: Callable[[Any], Any]) -> Callable[[web.BaseRequest], Any]:
+    """Return a handler that sees no head but good ones; `Connection.handle_error` answers the others."""
+
+    async def check(request: web.BaseRequest) -> web.StreamResponse:
+        check_head(request._message)  # noqa: SLF001  # there is no public way to what the parser gave
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    return check
+
+
 class Relayed(web.StreamResponse):
     """An answer that has been sent already, past aiohttp; shared by all that end alike."""
 
@@ -77,20 +96,56 @@ class Relayed(web.StreamResponse):
         """Do nothing."""
 
 
-class Connection(RequestHandler):
-    """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw."""
+class Run(Protocol):
+    """A request that is answered without a task, until its connection is told `express_done`, `express_handed_over`."""
 
-    __slots__ = ("_body", "_head", "_head_handle", "_head_timeout", "_on_refused", "_received")
+    def start(self) -> None:
+        """Begin, and do one of both now or later."""
+        ...
+
+    def client_left(self) -> None:
+        """End: the client has left, or its connection is closed."""
+        ...
+
+
+Express = Callable[["Connection", RawRequestMessage], Run | None]
+"""Asked of each request without a body that comes alone: who answers it without a task; None: nobody, and nothing was done."""
+
+
+class Connection(RequestHandler):
+    """One connection of a client, as long as aiohttp has it. `on_refused` is told the status of what no handler saw.
+
+    Theory of operation of `express`. aiohttp's task of a connection waits for `_waiter` between two requests. A request that
+    goes express stays in `_messages`, and the task goes on to wait: so whatever comes in meanwhile is queued behind it. When
+    it is answered it is taken from the queue; when it is handed over, the task is woken and finds it there, and the handler
+    asks for the run (`taken`) to go on with it.
+    """
+
+    __slots__ = (
+        "_body", "_chunks", "_end", "_express", "_head", "_head_handle", "_head_timeout", "_on_refused", "_peer", "_received",
+        "_run",
+    )  # fmt: skip
 
     def __init__(
-        self, *args: Any, head_timeout: float = 10.0, on_refused: Callable[[int], None] = lambda _: None, **kwargs: Any
+        self,
+        *args: Any,
+        head_timeout: float = 10.0,
+        on_refused: Callable[[int], None] = lambda _: None,
+        express: Express | None = None,
+        **kwargs: Any,
     ) -> None:
         # Bodies for backends go on as they come; who wants one unpacked does that.
         super().__init__(*args, auto_decompress=False, **kwargs)
         self._on_refused = on_refused
+        self._express = express
+        self._run: Run | None = None
+        self._peer: str | None = None
         self._head_timeout = head_timeout
         self._head_handle: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
+        # A body behind which the parser must not go on, and the last bytes that came of it.
+        self._chunks: StreamReader | None = None
+        self._end = b""
         # What came in since the last answer: its beginning, or None where one request's bytes could not be told from the next
         # one's; and the number of bytes.
         self._head: bytes | None = b""
@@ -102,8 +157,24 @@ class Connection(RequestHandler):
             self._received += len(data)
             if len(self._head) < MAX_HEAD:
                 self._head += data
-        super().data_received(data)
+        count, express, waiter = self._request_count, self._express, self._waiter
+        if express is None or waiter is None or waiter.done():
+            super().data_received(data)
+        else:
+            # Without its waiter aiohttp queues what it parses and wakes nobody.
+            self._waiter = None
+            try:
+                super().data_received(data)
+            finally:
+                self._waiter = waiter
+            if self._messages and self._run is None:
+                if self._go_express(express):
+                    self._stop_counting()
+                    return
+                waiter.set_result(None)
         self._watch_body()
+        if self._chunks is not None or count != self._request_count:
+            self._watch_ends(data, self._request_count - count)
         # A connection that has just been made does not wait for anything yet, but the first bytes may be there already.
         idle = self._request_count == 0 if self._waiter is None else not self._waiter.done()
         waiting = idle and not self._messages
@@ -116,7 +187,79 @@ class Connection(RequestHandler):
         """Forget the connection."""
         self._stop_counting()
         self._body = None
+        if (run := self.taken()) is not None:
+            run.client_left()
         super().connection_lost(exc)
+
+    def close(self) -> None:
+        """Close when the request under way is answered."""
+        if self._run is None:
+            super().close()
+        else:
+            self._close = True  # without cancelling the waiter
+
+    # --- requests without a task ---
+
+    @property
+    def peer(self) -> str:
+        """The canonical address of the other end."""
+        if self._peer is None:
+            self._peer = peer_address(None if self.transport is None else self.transport.get_extra_info("peername"))
+        return self._peer
+
+    def taken(self) -> Run | None:
+        """Return the run that was handed over with the request under way; once."""
+        run, self._run = self._run, None
+        return run
+
+    def express_done(self, *, keep_alive: bool) -> None:
+        """Go on after the run has sent its answer, or close."""
+        self._run = None
+        self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._manager is not None:
+            self._manager.requests_count += 1
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        self._note_next(0)
+        waiter = self._waiter
+        if not keep_alive or self._close or self._force_close or waiter is None:
+            self.force_close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        if self._messages:
+            waiter.set_result(None)
+
+    def express_handed_over(self) -> None:
+        """Have aiohttp's task take the request, whose handler asks for the run."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _go_express(self, express: Express) -> bool:
+        if len(self._messages) > 1 or self._upgraded or self._buffer_paused or self._close or self._force_close:
+            return False
+        if self._chunks is not None or self._paused:
+            return False
+        message, payload = self._messages[0]
+        if payload is not EMPTY_PAYLOAD or isinstance(message, _ErrInfo):
+            return False
+        run = express(self, message)
+        if run is None:
+            return False
+        self._run = run
+        self._request_in_progress = True
+        run.start()
+        return True
+
+    def _process_keepalive(self) -> None:
+        if self._run is None:
+            super()._process_keepalive()
+        else:
+            self._keepalive_handle = None  # the answer's end sets the next one
 
     # --- giving the connection away ---
 
@@ -156,11 +299,14 @@ class Connection(RequestHandler):
 
     def _answered(self, request: web.BaseRequest) -> None:
         """Begin to note the next request, unless it is not sure where it begins."""
+        self._note_next(0 if not request.body_exists else request.content_length)
+
+    def _note_next(self, body: int | None) -> None:
+        """Begin to note the next request; `body` is the length of the last one's, None: not known."""
         head = self._head
         if head is None:
             return
         end = head.find(HEAD_END) + len(HEAD_END)
-        body = 0 if not request.body_exists else request.content_length
         whole = end >= len(HEAD_END) and body is not None and self._received == end + body and not self._messages
         self._head = b"" if whole else None
         self._received = 0
@@ -182,6 +328,64 @@ class Connection(RequestHandler):
             self._body = body
         elif self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the body is not framed as its head says"))
+
+    def _watch_ends(self, data: bytes, count: int) -> None:
+        """Read nothing behind a message of which the parser does not know the end well.
+
+        It loses what came in one piece with a request to switch to a protocol that it does not know: were the connection to go
+        on, answers would be taken for those to other requests. `count`: how many requests have come in with `data`.
+        """
+        self._watch_chunks(data, count)
+        if count == 0 or self._upgraded or not self._messages:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, _ErrInfo) or not message.upgrade:
+            return
+        # Behind a body nothing tells; without one, the head has to be all that came.
+        alone = count == 1 and (data.find(HEAD_END) == len(data) - len(HEAD_END) or HEAD_END.endswith(data))
+        if not body.is_eof():
+            self._chunks, self._end = body, _UNKNOWN
+        elif not alone:
+            self.close()
+
+    def _watch_chunks(self, data: bytes, count: int) -> None:
+        """Take a fresh parser behind a body in chunks; what came in together with its end is not read (RFC 9112 §9.3.2).
+
+        aiohttp's parser keeps the last trailer field of such a body and gives it to the head of the next request, which may be
+        somebody else's where a proxy shares its connections. `count`: how many requests have come in with `data`.
+        """
+        for left in range(count, 0, -1):
+            message, body = self._messages[-left]
+            if isinstance(message, _ErrInfo):
+                continue
+            if self._chunks is not None:
+                for _ in range(left):
+                    self._messages.pop()
+                self.close()
+                return
+            if message.chunked:
+                self._chunks, self._end = body, b""
+        if self._chunks is None:
+            return
+        if self._end != _UNKNOWN:
+            self._end = (self._end + data[-len(HEAD_END) :])[-len(HEAD_END) :]
+        if not self._chunks.is_eof():
+            return
+        self._chunks = None
+        if self._end != HEAD_END or len(self._messages) >= self._max_msg_queue_size:
+            self.close()
+            return
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
 
     def _stop_counting(self) -> None:
         if self._head_handle is not None:
@@ -206,7 +410,10 @@ class Connection(RequestHandler):
         if isinstance(exc, ConnectionError):
             raise exc
         request_id = secrets.token_hex(8)
-        if status == web.HTTPBadRequest.status_code:
+        error: errors.GatewayError
+        if isinstance(exc, errors.GatewayError):
+            error = exc
+        elif status == web.HTTPBadRequest.status_code:
             error = from_parser(exc, line_limit=self.max_line_size, field_limit=self.max_field_size)
             _log.debug("refused a head: %s", error.code)
         else:
@@ -215,7 +422,8 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has already begun")
         response = problem_response(error, request_id)
-        # By the header as well: what could not be parsed counts as HTTP/1.0 here, where aiohttp leaves it out.
+        # RFC 9112 §2.3 has a server tell its own version; aiohttp counts what could not be parsed as HTTP/1.0, and answers so.
+        request._version = HttpVersion11  # noqa: SLF001
         response.headers.update({"Connection": "close", "X-Request-Id": request_id})
         self._on_refused(response.status)
         response.force_close()
@@ -250,6 +458,7 @@ class Server(web.Server):
         max_field_bytes: int,
         head_timeout: float,
         on_refused: Callable[[int], None] = lambda _: None,
+        express: Express | None = None,
         **kwargs: Any,
     ) -> None:
         if max_field_bytes == max_target_bytes:
@@ -261,6 +470,7 @@ class Server(web.Server):
             "max_field_size": max_field_bytes,
             "head_timeout": head_timeout,
             "on_refused": on_refused,
+            "express": express,
             **self._kwargs,
         }
 
@@ -290,7 +500,7 @@ class Runner(web.AppRunner):
         self._app.freeze()
         inside = self._app._handle  # noqa: SLF001
         return Server(
-            inside if self._door is None else self._door(inside),
+            checked(inside if self._door is None else self._door(inside)),
             request_factory=self._app._make_request,  # noqa: SLF001
             loop=loop,
             access_log=None,

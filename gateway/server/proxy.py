@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
+from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
 from gateway import errors
@@ -27,27 +28,27 @@ from gateway.auth.policy import Rule
 from gateway.auth.principal import Principal
 from gateway.auth.templates import Template
 from gateway.lifecycle import ENDLESS, Lifecycle
-from gateway.limits import Holder, Slots, TokenBuckets, refusal_fields
+from gateway.limits import Holder, Slots, TokenBuckets
 from gateway.proxy.body import Body
 from gateway.proxy.cache import Cache
 from gateway.proxy.caching import CacheRequest, Fetched
 from gateway.proxy.compression import Compressor, coding_for, mark, pays
 from gateway.proxy.connection import TargetFailed
-from gateway.proxy.forward import Backend, Exchange, Forwarder, Outgoing, Terms
+from gateway.proxy.forward import Backend, Begun, Exchange, Forwarder, Outgoing, Terms
 from gateway.proxy.forwarding import Hop
 from gateway.proxy.headers import STRIPPED, ends_here, forwarded_head, returned_head
 from gateway.proxy.rewriting import HeaderEdits, PathRewrite, Values
 from gateway.proxy.routes import Found, Routes, WrongMethod
 from gateway.proxy.split import Split
 from gateway.proxy.tunnel import Tunnel
-from gateway.server.accesslog import REQUEST_ID, AccessLog
-from gateway.server.address import TrustedProxies, bucket_key, client_address, peer_address
+from gateway.server.accesslog import AccessLog
+from gateway.server.address import TrustedProxies, bucket_key
 from gateway.server.admission import Admission
 from gateway.server.departure import Departure
-from gateway.server.exchange import EXCHANGE
 from gateway.server.exchange import Exchange as Facts
-from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE, request_id_of
-from gateway.server.protocol import InternalError, problem_response
+from gateway.server.exchange import attach, begin
+from gateway.server.middleware import CLOSED_BY_CLIENT, PREFLIGHT_MAX_AGE
+from gateway.server.protocol import Connection, InternalError, Run, problem_response
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.relay import Relay
 from gateway.server.tenures import Tenure, Tenures
@@ -64,7 +65,9 @@ _GRACE = 1.5
 
 _STORED = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
-_NO_EDITS = HeaderEdits()
+_WITH_BODY = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
+_METHODS = (*sorted(_WITH_BODY | {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE}), hdrs.METH_OPTIONS)
+NO_EDITS = HeaderEdits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,8 @@ class Route:
     public: bool = False
     rewrite: PathRewrite | None = None
     host: str | None = None
-    request_edits: HeaderEdits = _NO_EDITS
-    response_edits: HeaderEdits = _NO_EDITS
+    request_edits: HeaderEdits = NO_EDITS
+    response_edits: HeaderEdits = NO_EDITS
     claims: tuple[tuple[str, Template], ...] = ()
     stripped: frozenset[bytes] = STRIPPED
     bucket: TokenBuckets | None = None
@@ -95,6 +98,15 @@ class Route:
     lifecycle: Lifecycle = ENDLESS
     compress: bool = False
     cache: Cache | None = None
+    plain: bool = field(init=False)
+    """Whether a request without a body needs nothing but what can be done at once."""
+    alike: bool = field(init=False)
+    """Whether the heads of its answers do not depend on the request."""
+
+    def __post_init__(self) -> None:
+        plain = self.cache is None and not self.compress and not self.terms.held and self.lifecycle.sunset is None
+        object.__setattr__(self, "plain", plain)
+        object.__setattr__(self, "alike", self.response_edits == NO_EDITS and not self.origins)
 
     def backend(self, values: Values, address: str) -> Backend:
         """Return the backend for a request."""
@@ -106,14 +118,12 @@ class Route:
 
 @dataclass(slots=True)
 class Passage:
-    """One request on its way: what is known of it."""
+    """One request on its way: what is known of it. `request` and `relay` are there once a task has it."""
 
-    request: web.BaseRequest
     message: RawRequestMessage
     route: Route
     found: Found[Route]
     facts: Facts
-    relay: Relay
     hop: Hop
     path: str
     query: str
@@ -123,6 +133,8 @@ class Passage:
     upstream: str | None = None
     body: Body | None = None
     held: bool = False
+    expects: bool = False
+    """The client waits for 100 Continue."""
     holder: Holder | None = None
     """Who has a slot of the route for it."""
     switched: bool = False
@@ -132,12 +144,27 @@ class Passage:
     tenure: Tenure | None = None
     """What ends the tunnel with the token."""
 
+    request: web.BaseRequest = field(init=False)
+    relay: Relay = field(init=False)
+
     def release(self) -> None:
         """Give its slot back, and forget whom it is held for."""
         if self.tenure is not None:
             self.tenure.close()
         if self.holder is not None and self.route.slots is not None:
             self.route.slots.release_of(self.holder)
+
+    def target(self, path: str) -> str:
+        """Return a target with this path and the query as sent."""
+        return f"{path}?{self.query}" if "?" in self.message.path else path
+
+
+class Ongoing(Run, Protocol):
+    """A request that was begun without a task, and that a task is to go on with."""
+
+    async def resume(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer the request."""
+        ...
 
 
 class Proxy:
@@ -162,22 +189,22 @@ class Proxy:
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._routes = routes
-        self._own = own
-        self._forwarder = forwarder
-        self._admission = admission
-        self._trusted = trusted
+        self.routes = routes
+        self.own = own
+        self.forwarder = forwarder
+        self.admission = admission
+        self.trusted = trusted
         self._metrics = metrics
         self._access_log = access_log
-        self._closing = closing
-        self._tenures = tenures
+        self.closing = closing
+        self.tenures = tenures
         self._scheme = scheme
         self._clock = clock
         self._unix_clock = unix_clock
         self._tunnels: set[Tunnel] = set()
 
     def __repr__(self) -> str:
-        return f"<Proxy {self._routes!r}, {len(self._tunnels)} tunnels>"
+        return f"<Proxy {self.routes!r}, {len(self._tunnels)} tunnels>"
 
     # --- the door ---
 
@@ -185,11 +212,14 @@ class Proxy:
         """Return the handler of all requests: those that no route takes go to the application's."""
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            ongoing = cast("Connection", request.protocol).taken()
+            if ongoing is not None:
+                return await cast("Ongoing", ongoing).resume(request)
             target = request._message.path  # noqa: SLF001  # as sent; the public property is the same text from a URL object
             path, _, query = target.partition("?")
-            if path in self._own:
-                return await application(request)
             host, path = _authority(request, path)
+            if path in self.own:
+                return await application(request)
             found = self._find(request, host, path, query)
             if found is None:
                 return await application(request)
@@ -198,25 +228,62 @@ class Proxy:
         return handle
 
     def _find(self, request: web.BaseRequest, host: str, path: str, query: str) -> Found[Route] | WrongMethod | None:
-        return self._routes.find(host, request.method, path, query, request.headers)
+        return self.routes.find(host, request.method, path, query, request.headers)
 
     async def _answer(
         self, request: web.BaseRequest, found: Found[Route] | WrongMethod, host: str, path: str, query: str
     ) -> web.StreamResponse:
         relay = Relay(request)
         await relay.ready()
-        facts = self._facts(request)
+        facts = begin(request, self.trusted, self._clock(), TRANSPORT)
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             preflight = self._preflight(request, found, host, path, query)
             if preflight is not None:
+                preflight["X-Request-Id"] = facts.request_id
                 relay.send(204, "", preflight, b"")
                 self._done(request, None, facts, relay)
                 return relay.result
         if isinstance(found, WrongMethod):
             return self._refuse(request, None, facts, relay, errors.MethodNotAllowed(found.allowed), None)
-        passage = self._passage(request, found, facts, relay, host, path, query)
+        passage = self.passage(request._message, found, facts, host, path, query)  # noqa: SLF001
+        passage.request, passage.relay = request, relay
+        return await self._guarded(passage, self._pass(passage))
+
+    async def resume(
+        self,
+        request: web.BaseRequest,
+        passage: Passage,
+        *,
+        begun: Begun | None,
+        holder: Holder | None,
+        random: Callable[[int], bytes],
+        error: errors.GatewayError | None,
+    ) -> web.StreamResponse:
+        """Go on with a request that was admitted: with its first attempt `begun`, or to tell of an `error`."""
+        passage.request, passage.relay = request, Relay(request)
+        attach(request, passage.facts)
+        return await self._guarded(passage, self._resume(passage, begun, holder, random, error))
+
+    async def _resume(
+        self,
+        passage: Passage,
+        begun: Begun | None,
+        holder: Holder | None,
+        random: Callable[[int], bytes],
+        error: errors.GatewayError | None,
+    ) -> web.StreamResponse:
+        passage.holder = holder
         try:
-            return await self._pass(passage)
+            if error is not None:
+                raise error
+            return await self._forward(passage, begun, random)
+        finally:
+            passage.release()
+
+    async def _guarded(self, passage: Passage, answered: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+        request, facts, relay = passage.request, passage.facts, passage.relay
+        try:
+            return await answered
         except (asyncio.CancelledError, ConnectionError):
             facts.code = CLOSED_BY_CLIENT
             self._done(request, passage, facts, relay, status=499)
@@ -227,43 +294,26 @@ class Proxy:
             _log.exception("a proxied request failed")
             return self._refuse(request, passage, facts, relay, InternalError(), passage.origin)
 
-    def _facts(self, request: web.BaseRequest) -> Facts:
-        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
-        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
-        facts = Facts(
-            request_id_of(request), client_address(peer, forwarded, self._trusted), self._clock(), transport=TRANSPORT
-        )
-        facts.peer = peer
-        request[EXCHANGE] = facts
-        REQUEST_ID.set(facts.request_id)
-        return facts
-
-    def _passage(
-        self,
-        request: web.BaseRequest,
-        found: Found[Route],
-        facts: Facts,
-        relay: Relay,
-        host: str,
-        path: str,
-        query: str,
+    def passage(
+        self, message: RawRequestMessage, found: Found[Route], facts: Facts, host: str, path: str, query: str
     ) -> Passage:
-        version = request.version
-        hop = Hop(facts.peer, facts.peer in self._trusted, self._scheme, host, f"{version.major}.{version.minor}")
-        values = Values(found.parameters, None, request.headers)
-        return Passage(request, request._message, found.route, found, facts, relay, hop, path, query, values)  # noqa: SLF001
+        """Return what is known of a request whose route was found, before anybody is asked who sent it."""
+        version = message.version
+        hop = Hop(facts.peer, facts.peer in self.trusted, self._scheme, host, f"{version.major}.{version.minor}")
+        values = Values(found.parameters, None, message.headers)
+        origin = self._allowed_origin(message.headers, found.route)
+        return Passage(message, found.route, found, facts, hop, path, query, values, origin)
 
     # --- what it passes ---
 
     async def _pass(self, passage: Passage) -> web.StreamResponse:
         route, request = passage.route, passage.request
-        passage.origin = self._allowed_origin(request, route)
         route.lifecycle.check(self._unix_clock())
         principal = await self._identify(passage)
         passage.values = Values(passage.found.parameters, principal, request.headers)
         if ends_here(request.method, passage.message.raw_headers):
-            raise errors.MethodNotAllowed(())
-        passage.holder = self._charge(passage, principal)
+            return self._end_here(passage)
+        passage.holder = self.charge(route, passage.facts.address, principal)
         try:
             with self._held_for(passage, route.terms.total) if route.terms.held else nullcontext():
                 return await self._forward(passage)
@@ -271,20 +321,36 @@ class Proxy:
             if not passage.switched:
                 passage.release()
 
+    def _end_here(self, passage: Passage) -> web.StreamResponse:
+        """Answer as the last one that a request may reach (RFC 9110 §7.6.2); TRACE could tell secrets (§9.3.8)."""
+        request, hop, relay = passage.request, passage.hop, passage.relay
+        taken = [method for method in _METHODS if self._takes(method, hop.host, passage)]
+        if request.method != hdrs.METH_OPTIONS:
+            raise errors.MethodNotAllowed(tuple(taken))
+        headers = CIMultiDict({hdrs.ALLOW: ", ".join(taken)})
+        self.dress(passage, headers)
+        relay.send(204, "", headers, b"")
+        self._done(request, passage, passage.facts, relay)
+        return relay.result
+
+    def _takes(self, method: str, host: str, passage: Passage) -> bool:
+        return isinstance(self.routes.find(host, method, passage.path, passage.query, passage.request.headers), Found)
+
     async def _identify(self, passage: Passage) -> Principal | None:
         if passage.route.public:
-            self._admission.charge_address(passage.facts.address)
+            self.admission.charge_address(passage.facts.address)
             return None
-        passage.since = self._tenures.withdrawals
-        principal = await self._admission.identify(passage.request)
+        passage.since = self.tenures.withdrawals
+        principal = await self.admission.identify(passage.request)
         if not passage.route.allow.allows(principal, passage.found.parameters):
             raise errors.Forbidden
         return principal
 
-    def _charge(self, passage: Passage, principal: Principal | None) -> Holder | None:
+    def charge(self, route: Route, address: str, principal: Principal | None) -> Holder | None:
         """Take from the route's limits; return who holds a slot then."""
-        route = passage.route
-        who: Any = bucket_key(passage.facts.address) if principal is None else principal.id
+        if route.bucket is None and route.slots is None:
+            return None
+        who: Any = bucket_key(address) if principal is None else principal.id
         if route.bucket is not None:
             route.bucket.check(who, self._clock())
         if route.slots is None:
@@ -294,20 +360,20 @@ class Proxy:
 
     def _held_for(self, passage: Passage, within: float = math.inf) -> AbstractContextManager[None]:
         """Return what ends the task with the token that it is held for; it ends by itself `within` so many seconds."""
-        return self._tenures.bounding(passage.values.principal, passage.since, within=within)
+        return self.tenures.bounding(passage.values.principal, passage.since, within=within)
 
-    async def _forward(self, passage: Passage) -> web.StreamResponse:
+    async def _forward(
+        self, passage: Passage, begun: Begun | None = None, random: Callable[[int], bytes] = os.urandom
+    ) -> web.StreamResponse:
         route = passage.route
-        backend = route.backend(passage.values, passage.facts.address)
-        passage.upstream = backend.name
-        outgoing = self._outgoing(passage)
-        key = None if backend.key is None else passage.values.text(backend.key).encode("utf-8", "surrogateescape")
+        backend, key = self.backend(passage)
+        outgoing = self.outgoing(passage, random)
         passage.held = route.terms.held
         try:
             if route.cache is not None and _is_cacheable(outgoing):
                 await self._from_cache(passage, route.cache, backend, outgoing, key)
             else:
-                exchange = await self._forwarder.ask(backend, route.terms, outgoing, key)
+                exchange = await self.forwarder.ask(backend, route.terms, outgoing, key, begun)
                 try:
                     if exchange.message.code == _SWITCHING_PROTOCOLS:
                         return self._switch(passage, exchange)
@@ -325,7 +391,7 @@ class Proxy:
     async def _return(self, passage: Passage, exchange: Exchange) -> None:
         """Send a backend's answer."""
         message = exchange.message
-        headers = returned_head(message.raw_headers, version=_version(message), trailers=message.chunked)
+        headers = returned(message, trailers=message.chunked)
         if _is_stream(message.headers):
             exchange.hold()
             passage.held = True
@@ -342,12 +408,12 @@ class Proxy:
 
         async def fetch(headers: CIMultiDict[str]) -> Fetched:
             asked = replace(outgoing, headers=headers)
-            return await fetched(await self._forwarder.ask(backend, route.terms, asked, key))
+            return await fetched(await self.forwarder.ask(backend, route.terms, asked, key))
 
         asked = CacheRequest(
             outgoing.method,
             *_origin(outgoing.headers, passage.hop),
-            passage.message.path,
+            passage.target(passage.path),
             outgoing.headers,
             authenticated=not route.public,
             anonymous=route.public and not route.claims,
@@ -378,13 +444,16 @@ class Proxy:
     ) -> None:
         """Send an answer: all at once if its body is there, else as it comes."""
         route, relay = passage.route, passage.relay
-        if self._closing():
+        if self.closing() or (passage.expects and not passage.request.content.is_eof()):
+            # RFC 9110 §10.1.1: whether the body that was not asked for will come all the same, nobody knows.
             relay.close()
         coding = None
-        if route.compress and pays(status, headers, _size(headers, whole)):
+        # RFC 9110 §9.3.2: an answer to HEAD has the head of that to GET.
+        size = _size(headers, None if passage.request.method == hdrs.METH_HEAD else whole)
+        if route.compress and pays(status, headers, size):
             coding = coding_for(passage.request.headers.get(hdrs.ACCEPT_ENCODING))
             mark(headers, coding)
-        self._dress(passage, headers)
+        self.dress(passage, headers)
         after = None if whole is None else trailers()
         if whole is not None and after is None:
             relay.send(status, reason, headers, whole if coding is None else Compressor(coding).end(whole))
@@ -410,7 +479,7 @@ class Proxy:
         """Return how many seconds an answer may still take; where it is the backend that is slow, that is found out before."""
         return max(0.0, passage.facts.began + passage.route.terms.total - self._clock()) + _GRACE
 
-    def _dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
+    def dress(self, passage: Passage, headers: CIMultiDict[str]) -> None:
         """Put in what the route has to say."""
         route = passage.route
         if route.lifecycle.fields:
@@ -419,20 +488,32 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         self._mark(headers, passage.origin, route)
 
-    def _outgoing(self, passage: Passage) -> Outgoing:
-        route, request, message = passage.route, passage.request, passage.message
+    def backend(self, passage: Passage) -> tuple[Backend, bytes | None]:
+        """Return the backend of a request, and what its `hash` balancing goes by; Forbidden where that cannot be had."""
+        backend = passage.route.backend(passage.values, passage.facts.address)
+        passage.upstream = backend.name
+        if backend.key is None:
+            return backend, None
+        return backend, passage.values.text(backend.key).encode("utf-8", "surrogateescape")
+
+    def outgoing(self, passage: Passage, random: Callable[[int], bytes]) -> Outgoing:
+        """Return the request as the backend gets it; Forbidden where a claim for it cannot be had."""
+        route, message = passage.route, passage.message
+        fields = message.headers
         body = passage.body = self._body(passage)
         headers = forwarded_head(
             message.raw_headers,
             passage.hop,
-            method=request.method,
-            random=os.urandom,
+            method=message.method,
+            random=random,
             host=route.host,
             stripped=route.stripped,
             vouched=[(name, passage.values.text(template)) for name, template in route.claims],
-            upgrade=body is None and message.upgrade and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket",
+            upgrade=body is None and _wants_websocket(message),
             trailers=False,
         )
+        if body is None and message.method in _WITH_BODY:
+            headers[hdrs.CONTENT_LENGTH] = "0"  # RFC 9110 §8.6: some wait for a body otherwise, or answer 411
         if body is not None:
             headers.popall(hdrs.CONTENT_LENGTH, None)
             if body.length is None:
@@ -442,25 +523,29 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         route.request_edits.apply(headers, passage.values)
         path = passage.path if route.rewrite is None else route.rewrite.apply(passage.found)
-        expects = body is not None and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        # RFC 9110 §10.1.1: in HTTP/1.0 it means nothing.
+        expects = (
+            body is not None and message.version >= HttpVersion11 and fields.get(hdrs.EXPECT, "").lower() == "100-continue"
+        )
+        passage.expects = expects
         if expects:
             headers[hdrs.EXPECT] = "100-continue"
         return Outgoing(
-            request.method,
-            f"{path}?{passage.query}" if "?" in message.path else path,
+            message.method,
+            passage.target(path),
             headers,
             body,
             expects=expects,
-            on_informational=lambda answer: passage.relay.informational(answer.code, answer.reason, _returned(answer)),
+            on_informational=lambda answer: passage.relay.informational(answer.code, answer.reason, returned(answer)),
             on_continue=lambda: passage.relay.informational(100, "Continue", CIMultiDict()),
         )
 
     def _body(self, passage: Passage) -> Body | None:
-        request, message = passage.request, passage.message
-        length = request.content_length
+        message = passage.message
+        length = int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
         if not message.chunked and not length:
-            # RFC 9110 §8.6: a POST without a body says so.
             return None
+        request = passage.request
         return Body(
             request.content,
             length=None if message.chunked else length,
@@ -470,10 +555,10 @@ class Proxy:
 
     # --- cross-origin requests (Fetch standard) ---
 
-    def _allowed_origin(self, request: web.BaseRequest, route: Route) -> str | None:
+    def _allowed_origin(self, fields: Mapping[str, str], route: Route) -> str | None:
         if not route.origins:
             return None
-        origin = request.headers.get(hdrs.ORIGIN)
+        origin = fields.get(hdrs.ORIGIN)
         if origin is None or not ("*" in route.origins or origin in route.origins):
             return None
         return "*" if "*" in route.origins else origin
@@ -496,11 +581,11 @@ class Proxy:
     ) -> CIMultiDict[str] | None:
         """Return the head of the answer to a preflight; None where the backend is to answer it."""
         method = request.headers[hdrs.ACCESS_CONTROL_REQUEST_METHOD]
-        meant = self._routes.find(host, method, path, query, _Meant(request.headers))
+        meant = self.routes.find(host, method, path, query, _Meant(request.headers))
         if not isinstance(meant, Found) or meant.route.origins is None:
             return None if isinstance(found, Found) else CIMultiDict()
         headers: CIMultiDict[str] = CIMultiDict()
-        allowed = self._allowed_origin(request, meant.route)
+        allowed = self._allowed_origin(request.headers, meant.route)
         self._mark(headers, allowed, meant.route)
         if allowed is not None:
             headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = method
@@ -520,7 +605,7 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         # What may fail comes first: whoever has given the connection away has to see to it that all is counted to its end.
         principal = passage.values.principal
-        self._tenures.check(principal, passage.since)
+        self.tenures.check(principal, passage.since)
         exchange.hold()
         passage.held = True
         passage.relay.switch(exchange.message.reason, headers)
@@ -543,7 +628,7 @@ class Proxy:
             passage.facts.code = error.code
             tunnel.abort()
 
-        passage.tenure = self._tenures.begin(principal, end)
+        passage.tenure = self.tenures.begin(principal, end)
         return _Switch(tunnel, target, rest)
 
     # --- ends ---
@@ -564,12 +649,11 @@ class Proxy:
             self._done(request, passage, facts, relay)
             return relay.result
         response = problem_response(error, facts.request_id)
-        response.headers.update(refusal_fields(error))
         response.headers["X-Request-Id"] = facts.request_id
         if passage is not None:
             self._mark(response.headers, origin, passage.route)
             response.headers.extend(passage.route.lifecycle.fields)
-        if self._closing() or not request.content.is_eof():
+        if self.closing() or not request.content.is_eof():
             # Where the next request begins is not known, or only after a body that nobody wants.
             relay.close()
         body = response.body if isinstance(response.body, bytes) else b""
@@ -580,33 +664,48 @@ class Proxy:
     def _done(
         self, request: web.BaseRequest, passage: Passage | None, facts: Facts, relay: Relay, *, status: int | None = None
     ) -> None:
-        duration = self._clock() - facts.began
-        status = relay.status if status is None else status
-        route = "none" if passage is None else passage.route.name
-        self._metrics.done(
-            route,
-            status,
-            duration,
+        self.account(
+            request._message,  # noqa: SLF001
+            facts,
+            relay.status if status is None else status,
+            relay.sent,
+            route="none" if passage is None else passage.route.name,
+            upstream=None if passage is None else passage.upstream,
             held=passage is not None and passage.held,
             received=0 if passage is None or passage.body is None else passage.body.received,
-            sent=relay.sent,
         )
+
+    def account(
+        self,
+        message: RawRequestMessage,
+        facts: Facts,
+        status: int,
+        sent: int,
+        *,
+        route: str,
+        upstream: str | None,
+        held: bool = False,
+        received: int = 0,
+    ) -> None:
+        """Count and log a request that has ended; sizes of the bodies in bytes."""
+        duration = self._clock() - facts.began
+        self._metrics.done(route, status, duration, held=held, received=received, sent=sent)
         if self._access_log is not None:
             principal = facts.principal
             self._access_log.write(
                 request_id=facts.request_id,
                 client=facts.address,
-                method=request.method,
-                target=request._message.path,  # noqa: SLF001
+                method=message.method,
+                target=message.path,
                 status=status,
-                sent=relay.sent,
+                sent=sent,
                 duration=duration,
                 code=facts.code or "ok",
                 transport=TRANSPORT,
                 issuer=None if principal is None else principal.issuer,
                 subject=None if principal is None else principal.subject,
                 route=route,
-                upstream=None if passage is None else passage.upstream,
+                upstream=upstream,
             )
 
     def close(self) -> None:
@@ -692,10 +791,15 @@ def _authority(request: web.BaseRequest, path: str) -> tuple[str, str]:
     return request.headers.get(hdrs.HOST, ""), path
 
 
+def _wants_websocket(message: RawRequestMessage) -> bool:
+    # RFC 9110 §7.8: in HTTP/1.0 it means nothing.
+    return message.upgrade and message.version >= HttpVersion11 and message.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+
+
 async def fetched(exchange: Exchange) -> Fetched:
     """Return a backend's answer as a cache takes it."""
     message = exchange.message
-    headers = returned_head(message.raw_headers, version=_version(message))
+    headers = returned(message)
     if _is_stream(message.headers):
         try:
             exchange.hold()
@@ -755,8 +859,9 @@ def _size(headers: Mapping[str, str], whole: bytes | None) -> int | None:
     return int(length) if length.isdigit() else None
 
 
-def _returned(message: RawResponseMessage) -> CIMultiDict[str]:
-    return returned_head(message.raw_headers, version=_version(message))
+def returned(message: RawResponseMessage, *, trailers: bool = False) -> CIMultiDict[str]:
+    """Return the head of a backend's answer as clients get it, but for what the route has to say."""
+    return returned_head(message.raw_headers, version=_version(message), trailers=trailers)
 
 
 def _version(message: RawResponseMessage) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from gateway import errors
-from gateway.metrics import Metrics, Reading
+from gateway.metrics import Count, Metrics, Reading, Spread
 from gateway.proxy.events import Ejected, Event, Opened, Unhealthy
 from gateway.proxy.forward import Backend
 from gateway.server.middleware import count_refusal
@@ -21,17 +21,27 @@ class ProxyMetrics:
         self._metrics = metrics
         self._backends = backends
         self._clock = clock
+        # Series that were counted in before: by route, status and whether it was held; by upstream and outcome.
+        self._done: dict[tuple[str, int, bool], tuple[Count, Spread, Count]] = {}
+        self._attempted: dict[tuple[str, str], tuple[Count, Spread]] = {}
         metrics.pull(self._readings)
 
     def done(self, route: str, status: int, duration: float, *, held: bool, received: int, sent: int) -> None:
         """Count a request. `duration` in seconds, sizes of the bodies in bytes."""
-        metrics = self._metrics
-        metrics.proxy_requests.bind(route, f"{status // 100}xx").add()
-        (metrics.proxy_held_seconds if held else metrics.proxy_seconds).bind(route).observe(duration)
+        series = self._done.get((route, status, held))
+        if series is None:
+            series = self._done[route, status, held] = self._series(route, status, held=held)
+        series[0].value += 1
+        series[1].observe(duration)
+        series[2].value += sent
         if received:
-            metrics.proxy_received_bytes.bind(route).add(received)
-        if sent:
-            metrics.proxy_sent_bytes.bind(route).add(sent)
+            self._metrics.proxy_received_bytes.bind(route).add(received)
+
+    def _series(self, route: str, status: int, *, held: bool) -> tuple[Count, Spread, Count]:
+        metrics = self._metrics
+        seconds = metrics.proxy_held_seconds if held else metrics.proxy_seconds
+        requests = metrics.proxy_requests.bind(route, f"{status // 100}xx")
+        return requests, seconds.bind(route), metrics.proxy_sent_bytes.bind(route)
 
     def cached(self, route: str, result: str) -> None:
         """Count what a cache had."""
@@ -45,9 +55,14 @@ class ProxyMetrics:
 
     def attempted(self, upstream: str, outcome: str, seconds: float | None) -> None:
         """Count an attempt."""
-        self._metrics.upstream_attempts.bind(upstream, outcome).add()
+        series = self._attempted.get((upstream, outcome))
+        if series is None:
+            metrics = self._metrics
+            series = metrics.upstream_attempts.bind(upstream, outcome), metrics.upstream_seconds.bind(upstream)
+            self._attempted[upstream, outcome] = series
+        series[0].value += 1
         if seconds is not None:
-            self._metrics.upstream_seconds.bind(upstream).observe(seconds)
+            series[1].observe(seconds)
 
     def retried(self, upstream: str) -> None:
         """Count a repetition."""

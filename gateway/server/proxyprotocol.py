@@ -24,6 +24,7 @@ from proxyprotocol.result import ProxyResultIPv4, ProxyResultIPv6, ProxyResultTy
 from proxyprotocol.v2 import ProxyProtocolV2, ProxyProtocolV2Header
 
 from gateway.server.address import TrustedProxies, peer_address
+from gateway.server.departure import hand_on
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 FIXED_BYTES = 16
@@ -259,11 +260,7 @@ class ProxyProtocol:
 
     def hand_over(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Let HTTP have the connection from here on."""
-        protocol = cast("asyncio.Protocol", self.http())
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        if rest:
-            protocol.data_received(rest)
+        hand_on(transport, cast("asyncio.Protocol", self.http()), rest)
 
 
 class _Greeting(asyncio.Protocol):

@@ -10,9 +10,10 @@ import asyncio
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
-from aiohttp.http_writer import HttpVersion11, _serialize_headers
+from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
+from gateway.proxy.headers import head_bytes
 from gateway.server.protocol import Connection, Relayed
 
 _NO_BODY = frozenset({204, 304})
@@ -30,7 +31,7 @@ class Relay:
         self._protocol = protocol
         self._modern = request.version >= HttpVersion11
         self._bodiless = request.method == hdrs.METH_HEAD
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and not protocol._close  # noqa: SLF001  # nothing more will be read
         self._chunked = False
         self._ended = False
         self.began = False
@@ -61,17 +62,14 @@ class Relay:
         """
         transport = self._protocol.transport
         if self._modern and not self.began and transport is not None and not transport.is_closing():
-            transport.write(_serialize_headers(_line(status, reason), headers))
+            transport.write(head_bytes(status_line(status, reason), headers.items()))
 
     def send(self, status: int, reason: str, headers: CIMultiDict[str], body: bytes) -> None:
         """Send an answer whose body is all there."""
-        if status not in _NO_BODY and not self._bodiless:
-            headers[hdrs.CONTENT_LENGTH] = str(len(body))
-            headers.popall(hdrs.TRAILER, None)
-        else:
+        if self._bodiless or not complete(status, headers, len(body)):
             body = b""
         self._head(status, headers)
-        self._transport().write(_serialize_headers(_line(status, reason), headers) + body)
+        self._transport().write(head_bytes(status_line(status, reason), headers.items()) + body)
         self.sent = len(body)
         self._ended = True
 
@@ -86,7 +84,7 @@ class Relay:
             else:
                 self._keep_alive = False
         self._head(status, headers)
-        self._transport().write(_serialize_headers(_line(status, reason), headers))
+        self._transport().write(head_bytes(status_line(status, reason), headers.items()))
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body, and wait until the client takes more."""
@@ -100,14 +98,14 @@ class Relay:
         """End the body."""
         self._ended = True
         if self._chunked:
-            fields = b"" if trailers is None else _serialize_headers("", trailers)[2:-2]
+            fields = b"" if trailers is None else head_bytes("", trailers.items())[2:-2]
             self._transport().write(b"0\r\n" + fields + b"\r\n")
 
     def switch(self, reason: str, headers: CIMultiDict[str]) -> None:
         """Send 101; the connection is another protocol's from then on."""
         self.began = True
         self.status = 101
-        self._transport().write(_serialize_headers(_line(101, reason), headers))
+        self._transport().write(head_bytes(status_line(101, reason), headers.items()))
 
     def abort(self) -> None:
         """Cut the connection: the client must not take what it has for the whole."""
@@ -120,7 +118,7 @@ class Relay:
         self.began = True
         self.status = status
         if status == HTTPStatus.NO_CONTENT:
-            headers.popall(hdrs.CONTENT_LENGTH, None)  # RFC 9110 §8.6
+            headers.popall(hdrs.CONTENT_LENGTH, None)
         if not self._keep_alive:
             headers[hdrs.CONNECTION] = "close"
         elif not self._modern:
@@ -133,7 +131,19 @@ class Relay:
         return transport
 
 
-def _line(status: int, reason: str) -> str:
+def complete(status: int, headers: CIMultiDict[str], size: int) -> bool:
+    """Give a head the length of a body that is all there; False if the status has no body (RFC 9110 §8.6)."""
+    if status in _NO_BODY:
+        if status == HTTPStatus.NO_CONTENT:
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+        return False
+    headers[hdrs.CONTENT_LENGTH] = str(size)
+    headers.popall(hdrs.TRAILER, None)
+    return True
+
+
+def status_line(status: int, reason: str) -> str:
+    """Return the first line of an answer."""
     return f"HTTP/1.1 {status} {reason or _phrase(status)}"
 
 

@@ -29,7 +29,6 @@ from gateway.fanout.reading import Reading
 from gateway.fanout.responses import Answer, Responses, build, empty
 from gateway.fanout.subscription import Subscription
 from gateway.metrics import Metrics
-from gateway.server.address import peer_address
 from gateway.server.admission import Admission
 from gateway.server.arming import cut
 from gateway.server.crowd import CURSOR
@@ -143,8 +142,7 @@ class Subscribe:
         if parts is None or parts.cursor.decode() != poll.cursor or self._is_over(hold) is not None:
             return None
         exchange = request[EXCHANGE]
-        peer = peer_address(request.transport.get_extra_info("peername") if request.transport else None)
-        facts = Facts(subscription, poll.wait, hold.principal, exchange.address, peer)
+        facts = Facts(subscription, poll.wait, hold.principal, exchange.address, exchange.peer)
         with self._slot(hold.principal):
             return self._lanes.offer(parts, facts, self._fields(request, poll, CURSOR, {hdrs.CONTENT_TYPE: JSON}))
 

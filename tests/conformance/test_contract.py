@@ -105,5 +105,6 @@ def test_every_code_is_shown_by_a_test() -> None:
     """No error of the contract that nobody has seen."""
     here = Path(__file__).parent
     files = [*(here / "cases").glob("*.yaml"), *(here.parent / "server").glob("test_*.py")]
+    files += (here.parent / "proxy" / "conformance" / "cases").glob("*.yaml")
     text = "".join(file.read_text() for file in files)
     assert {code for code in wire.STATUS if code not in text} <= LATER

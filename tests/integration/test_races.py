@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import orjson
+import pytest
 from aiokafka import AIOKafkaProducer
 from integration.brokers import BrokerHandle
 from integration.clients import Client
@@ -113,6 +114,7 @@ async def producing(broker: BrokerHandle) -> AsyncIterator[AIOKafkaProducer]:
         await producer.stop()
 
 
+@pytest.mark.timeout(300)  # a quarter of a minute, but for a machine that is busy with other tests
 async def test_ten_thousand_polls_miss_no_wake_up(broker: BrokerHandle):
     """Records appended just before, while and just after a poll arrives: none is slept over."""
     topic = await broker.create_topic(partitions=3)
@@ -120,7 +122,7 @@ async def test_ten_thousand_polls_miss_no_wake_up(broker: BrokerHandle):
         "spread/{key}": {"topic": topic, "key": "{key}"},
         "own/{key}": {"topic": topic, "key": "{key}", "partitioner": "murmur2"},
     }
-    async with running(broker.address, channels) as instance, producing(broker) as producer, asyncio.timeout(110):
+    async with running(broker.address, channels) as instance, producing(broker) as producer, asyncio.timeout(280):
         hunt = Hunt(instance, producer, topic)
         clients = [instance.client(f"{('spread', 'own')[n % 2]}/{n}", start="earliest") for n in range(CLIENTS)]
         for client in clients:

@@ -337,3 +337,43 @@ async def test_a_connection_leaves_nothing_to_the_collector() -> None:
             await eventually(lambda: gone_with_the_connection() is None)
         finally:
             gc.enable()
+
+
+async def test_a_trailer_stays_with_its_answer(opened: list[Connection]) -> None:
+    """RFC 9110 §6.5.1: the parser would give it to the head of the next answer."""
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nSet-Cookie: a=b\r\n\r\n"
+    async with backend(answering(chunks, ok(b"b"))) as here:
+        connection = await connected(here.port, opened)
+        assert await read(await ask(connection)) == b"a"
+        answer = await ask(connection)
+        assert "Set-Cookie" not in answer.message.headers
+        assert await read(answer) == b"b"
+
+
+@pytest.mark.parametrize("behind", [b"hello", ok(b"another's"), b"\0"])
+@pytest.mark.parametrize("bodiless", [True, False])
+async def test_what_stands_behind_an_answer_does_not_spoil_it(bodiless: bool, behind: bytes, opened: list[Connection]) -> None:
+    """RFC 9112 §6.3, §9.2: the end of the head ends it, and what follows belongs to no request."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" if bodiless else b"HTTP/1.1 204 No Content\r\n\r\n"
+    async with backend(answering(head + behind)) as here:
+        connection = await connected(here.port, opened)
+        answer = await ask(connection, bodiless=bodiless)
+        assert answer.message.code == (200 if bodiless else 204)
+        assert not connection.busy
+        assert not connection.reusable
+
+
+async def test_hints_come_to_an_end(opened: list[Connection]) -> None:
+    """RFC 9110 §15.2: a server may send several 1xx answers, but not for ever."""
+    async with backend(answering(b"HTTP/1.1 102 Processing\r\n\r\n" * 33)) as here:
+        connection = await connected(here.port, opened)
+        with pytest.raises(TargetFailed, match="without an end"):
+            await ask(connection)
+
+
+async def test_an_answer_that_is_not_well_formed(opened: list[Connection]) -> None:
+    """RFC 9112 §6.1: a coding that is not known leaves open where the body ends."""
+    async with backend(answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nok")) as here:
+        connection = await connected(here.port, opened)
+        with pytest.raises(TargetFailed, match="well-formed"):
+            await ask(connection)

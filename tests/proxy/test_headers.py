@@ -6,13 +6,23 @@ import itertools
 from typing import Any
 
 import pytest
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.http_writer import HttpVersion
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.errors import Forbidden, UpstreamFailed
 from gateway.proxy.forwarding import Hop
-from gateway.proxy.headers import ends_here, forwarded_head, returned_head, stripped_names
+from gateway.proxy.headers import (
+    ends_here,
+    forwarded_head,
+    head_bytes,
+    returned_head,
+    returned_trailers,
+    stripped_names,
+    well_formed,
+)
 
 CLIENT = Hop("198.51.100.7", trusted=False, scheme="https", host="api.example.com")
 PROXY = CLIENT._replace(peer="10.0.0.7", trusted=True)
@@ -314,3 +324,75 @@ def test_whatever_comes_nothing_of_the_connection_goes(fields: Fields, upgrade: 
         assert set(options) <= {"Upgrade", "TE"}
         assert ("Upgrade" in each) == ("Upgrade" in options)
         assert ("TE" in each) == ("TE" in options)
+
+
+# --- whole heads ---
+
+
+def answered(*fields: tuple[str, str], version: tuple[int, int] = (1, 1), code: int = 200, reason: str = "OK") -> bool:
+    """Tell what becomes of an answer with this head."""
+    headers = CIMultiDictProxy(CIMultiDict(fields))
+    chunked = "Transfer-Encoding" in headers
+    return well_formed(
+        RawResponseMessage(HttpVersion(*version), code, reason, headers, tuple(raw(*fields)), False, None, False, chunked)
+    )
+
+
+def test_answers_that_are_well_formed():
+    """What the RFCs let a server send is passed on, bytes over 127 included."""
+    assert answered()
+    assert answered(("X-A", "caf\udce9\t1"), ("x!#$%&'*+.^_`|~9", ""), reason="")
+    assert answered(version=(1, 0), code=799, reason="caf\udce9")
+    assert answered(("Transfer-Encoding", "Chunked"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"version": (2, 0)},
+        {"version": (0, 9)},
+        {"code": 99},
+        {"code": 0},
+        {"reason": "O\0K"},
+        {"reason": "O\rK"},
+    ],
+)
+def test_answers_of_which_the_first_line_is_none(given: dict[str, Any]):
+    """RFC 9112, section 4: a version that is spoken, a status of three digits, a reason without control characters."""
+    assert not answered(**given)
+
+
+@pytest.mark.parametrize("field", [("X ", "1"), ("X", "a\0b"), ("X", "a\rb"), ("X", "a\x7fb"), ("X\xa0", "1")])
+def test_answers_with_a_field_that_is_none(field: tuple[str, str]):
+    """RFC 9112, section 5.1, and RFC 9110, section 5.5."""
+    assert not answered(("A", "1"), field, ("B", "2"))
+
+
+def test_answers_with_a_coding_that_is_not_known():
+    """RFC 9112, section 6.1: chunked alone, and not with HTTP/1.0."""
+    assert not answered(("Transfer-Encoding", "gzip, chunked"))
+    assert not answered(("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked"))
+    assert not answered(("Transfer-Encoding", "identity"))
+    assert not answered(("Transfer-Encoding", "chunked"), version=(1, 0))
+
+
+def test_a_head_is_sent_as_it_came():
+    """RFC 9110, section 5.5: obs-text is opaque data."""
+    assert head_bytes("HTTP/1.1 200 OK", [("A", "1"), ("B", "caf\udce9")]) == b"HTTP/1.1 200 OK\r\nA: 1\r\nB: caf\xe9\r\n\r\n"
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\r\nB: 1", "a\0b"])
+def test_no_value_splits_a_head(value: str):
+    """RFC 9112, section 11.1."""
+    with pytest.raises(ValueError, match="line break"):
+        head_bytes("GET / HTTP/1.1", [("A", value)])
+
+
+def test_trailers_that_may_be_passed_on():
+    """RFC 9110, section 6.5.1: never what frames, routes, proves or controls."""
+    fields = CIMultiDict([("X-Sum", "1"), ("Set-Cookie", "a=b"), ("connection", "x"), ("Content_Length", "9"), ("x-sum", "2")])
+    kept = returned_trailers(fields)
+    assert kept is not None
+    assert list(kept.items()) == [("X-Sum", "1"), ("x-sum", "2")]
+    assert returned_trailers(CIMultiDict([("Cache-Control", "no-store"), ("X-Request-Id", "1")])) is None
+    assert returned_trailers(None) is None

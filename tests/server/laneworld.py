@@ -332,7 +332,7 @@ class World:
     async def turn(self, most: int = 10_000) -> int:
         """Let the loop turn until nothing is under way; return how often it did."""
         for turns in range(most):
-            if not self.parking._scheduled and not self.lanes._scheduled:
+            if not self.parking._scheduled and not len(self.lanes._deliveries):
                 return turns
             await asyncio.sleep(0)
         return most
@@ -352,3 +352,11 @@ class World:
     def counted(self, family: CounterFamily) -> dict[str, float]:
         """Return what was counted, by the last label."""
         return {labels[-1]: series.value for labels, series in family._series.items() if series.value}
+
+
+def held(world: World) -> tuple[int, int]:
+    """Return the slots that are taken, and the lanes that are parked: always the same."""
+    parked = sum(lane.cohort is not None for lane in world.lanes._lanes)
+    assert world.slots.held == parked
+    assert sum(holder.held for holder in world.slots._holders.values()) == parked
+    return world.slots.held, parked

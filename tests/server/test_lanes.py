@@ -1,4 +1,4 @@
-"""All lanes: what becomes of polls, slices, limits, clocks, ends, and what is counted."""
+"""All lanes: what becomes of polls, limits, clocks, ends, and what is counted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 
 import pytest
 from multidict import CIMultiDict
-from server.laneworld import ADDRESS, PEER, Client, World
+from server.laneworld import ADDRESS, PEER, Client, World, held
 
+from gateway import draining
 from gateway.auth.principal import KeyRef, Principal
 from gateway.fanout.cursor import encode
 from gateway.fanout.subscription import Selection, Subscription
@@ -16,7 +17,9 @@ from gateway.limits import TokenBuckets
 from gateway.metrics import Reading
 from gateway.server import lanes as lanes_module
 from gateway.server.arming import Cut
-from gateway.server.lanes import STUCK_SECONDS, Facts
+from gateway.server.deliveries import SLICE_SECONDS
+from gateway.server.lanes import Facts
+from gateway.server.sweep import STUCK_SECONDS
 
 OLD = KeyRef("test", "old", "HS256", "fingerprint of old")
 NEW = KeyRef("test", "new", "HS256", "fingerprint of new")
@@ -25,14 +28,6 @@ NEW = KeyRef("test", "new", "HS256", "fingerprint of new")
 @pytest.fixture
 async def world() -> World:
     return World()
-
-
-def held(world: World) -> tuple[int, int]:
-    """Return the slots that are taken, and the lanes that are parked: always the same."""
-    parked = sum(lane.cohort is not None for lane in world.lanes._lanes)
-    assert world.slots.held == parked
-    assert sum(holder.held for holder in world.slots._holders.values()) == parked
-    return world.slots.held, parked
 
 
 # --- a poll's fate ---
@@ -304,12 +299,12 @@ async def test_a_poll_over_a_limit_is_replayed_and_nothing_is_taken_for_it(wait:
     client = world.client(wait=wait)
     for _ in range(3):
         if wait:
-            world.lanes._end_all([client.lane], "timeout")
+            world.lanes._cohorts.end([client.lane], "timeout")
             await world.turn()
         client.poll()
         assert client.replayed is None
     if wait:
-        world.lanes._end_all([client.lane], "timeout")
+        world.lanes._cohorts.end([client.lane], "timeout")
         await world.turn()
     levels = [bucket.full_at for table in (polls, addresses) for bucket in table._buckets.values()]
     client.poll()
@@ -675,7 +670,7 @@ async def test_a_wait_that_ends_before_the_token_is_nothing_early(world: World):
     world.client(expires=50.0)
     world.hub.open("a", 1, start=0, log_start=0)
     await world.turn()
-    assert world.lanes._early == {}
+    assert world.lanes._cohorts._wheel._early == {}
 
 
 async def test_half_a_head_times_out(world: World):
@@ -791,7 +786,7 @@ async def test_run_ticks_until_it_is_cancelled(world: World, monkeypatch: pytest
     monkeypatch.setattr(lanes_module, "TICK", 0.001)
     client = world.client(wait=1)
     client.lane.cohort.alarm = 1
-    world.lanes._alarms = {1: [client.lane.cohort]}
+    world.lanes._cohorts._wheel._alarms = {1: [client.lane.cohort]}
     running = asyncio.ensure_future(world.lanes.run())
     world.clock.now += 2
     async with asyncio.timeout(10):
@@ -800,120 +795,6 @@ async def test_run_ticks_until_it_is_cancelled(world: World, monkeypatch: pytest
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-
-
-# --- slices ---
-
-
-async def test_a_broadcast_is_delivered_in_slices(world: World):
-    """Between two of them the loop turns; nobody is left out or told twice."""
-    clients = [world.client() for _ in range(200)]
-    world.clock.step = lanes_module.SLICE_SECONDS / 3
-    world.say()
-    turns = await world.turn()
-    assert turns > 5
-    assert {client.transport.written for client in clients} == {clients[0].transport.written}
-    assert len(clients[0].answers) == 1
-    assert held(world) == (0, 0)
-    assert world.counted(world.metrics.answers) == {"messages": 200}
-
-
-async def test_each_slice_reads_for_itself(world: World):
-    """Records that came meanwhile go out with the rest of it."""
-    clients = [world.client() for _ in range(64)]
-    world.clock.step = lanes_module.SLICE_SECONDS
-    world.say()
-    while not clients[0].answers:
-        await asyncio.sleep(0)
-    assert not clients[-1].answers
-    world.say()
-    await world.turn()
-    assert clients[0].answer.offsets == [0]
-    assert clients[-1].answer.offsets == [0, 1]
-
-
-async def test_the_rest_of_a_slice_may_have_to_be_replayed(world: World):
-    """Where the topic went away in the middle of it."""
-    clients = [world.client() for _ in range(64)]
-    place = world.end("a")
-    world.clock.step = lanes_module.SLICE_SECONDS
-    world.say()
-    while not clients[0].answers:
-        await asyncio.sleep(0)
-    world.hub.forget("a")
-    await world.turn()
-    told = [client for client in clients if client.answers]
-    assert 0 < len(told) < 64
-    assert all(client.replayed == client.request(place) for client in clients if client not in told)
-    assert held(world) == (0, 0)
-
-
-async def test_many_small_cohorts_are_slices_too(world: World):
-    """A thousand readers of a thousand keys wake at once as well."""
-    clients = [world.client(key=b"%d" % n) for n in range(60)]
-    world.clock.step = lanes_module.SLICE_SECONDS
-    world.kafka.say("a", 0, *(b"%d" % n for n in range(60)))
-    assert await world.turn() > 50
-    assert [client.answer.offsets for client in clients] == [[n] for n in range(60)]
-
-
-async def test_replays_are_slices_too(world: World):
-    """Each of them costs as much as a request."""
-    clients = [world.client() for _ in range(20)]
-    world.clock.step = lanes_module.SLICE_SECONDS
-    world.hub.forget("a")
-    assert await world.turn() > 15
-    assert all(client.replayed for client in clients)
-    assert held(world) == (0, 0)
-
-
-async def test_a_topic_that_was_followed_anew_while_its_readers_were_on_the_way(world: World):
-    """What they were woken for came before its new tails begin: they are replayed from where they stood."""
-    client, place = world.client("b"), world.end("b")
-    world.say("b")
-    world.hub.forget("b")
-    world.kafka.describe("b")
-    world.kafka.open("b", 0)
-    for _ in range(3):
-        world.say("b")
-    await world.turn()
-    assert client.outcomes == []
-    assert client.replayed == client.request(place)
-
-
-async def test_who_leaves_while_others_are_answered_is_left_out(world: World):
-    """And his slot was given back once."""
-    clients = [world.client() for _ in range(64)]
-    world.clock.step = lanes_module.SLICE_SECONDS
-    world.say()
-    while not clients[0].answers:
-        await asyncio.sleep(0)
-    clients[-1].lose()
-    await world.turn()
-    assert clients[-1].answers == []
-    assert len(clients[-2].answers) == 1
-    assert held(world) == (0, 0)
-    assert world.counted(world.metrics.answers) == {"messages": 63, "closed_by_client": 1}
-
-
-async def test_a_failing_write_does_not_end_the_slice_for_others(world: World):
-    """Only its own connection is cut off."""
-    clients = [world.client() for _ in range(3)]
-    clients[1].transport.failing = OSError("gone")
-    world.say()
-    await world.turn()
-    assert [client.transport.ended for client in clients] == ["", "aborted", ""]
-    assert [client.outcomes for client in clients] == [[200], [], [200]]
-    assert held(world) == (0, 0)
-
-
-async def test_a_poll_that_comes_while_others_of_its_crowd_are_answered_sleeps_elsewhere(world: World):
-    """It is not told what it has read."""
-    client = world.client()
-    world.say()
-    late = world.client()
-    await world.turn()
-    assert (client.outcomes, late.outcomes, late.parked) == ([200], [], True)
 
 
 # --- ends ---
@@ -973,7 +854,7 @@ async def test_draining_spreads_the_ends_over_its_window(world: World):
         steps.append(sum(len(client.answers) for client in clients))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes_module, "asyncio", _Asyncio(sleep))
+        patch.setattr(draining, "asyncio", _Asyncio(sleep))
         await world.lanes.drain(1.0)
     assert steps[-1] == 40
     assert len(steps) in (9, 10, 11)
@@ -1024,7 +905,7 @@ async def test_who_is_told_something_while_the_process_drains_is_told_to_go_too(
 async def test_closing_ends_everything(world: World):
     """Parked polls get their answer, also in many slices."""
     idle, parked = world.client(wait=0), [world.client() for _ in range(64)]
-    world.clock.step = lanes_module.SLICE_SECONDS
+    world.clock.step = SLICE_SECONDS
     await world.lanes.close()
     assert {client.transport.ended for client in (idle, *parked)} == {"closed"}
     assert [client.outcomes for client in parked] == [[204]] * 64
@@ -1084,23 +965,3 @@ async def test_a_position_can_be_of_several_topics(world: World):
     client.poll()
     assert [answer.offsets for answer in client.answers] == [[0], [0]]
     assert client.answer.cursor == world.end("a", "b") == encode({n: world.hub.topics[n].position for n in "ab"})
-
-
-async def test_a_delivery_that_fails_ends_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """Its connections are cut, and the next delivery goes out."""
-    world = World()
-    broken, whole = world.client("a"), world.client("b")
-    look = type(broken.lane.armed.crowd).look_after
-
-    def fail(crowd, number):
-        if crowd is broken.lane.armed.crowd:
-            raise RuntimeError("no such thing")
-        return look(crowd, number)
-
-    monkeypatch.setattr("gateway.server.crowd.Crowd.look_after", fail)
-    world.say("a")
-    world.say("b")
-    await world.turn()
-    assert "a delivery failed" in caplog.text
-    assert whole.transport.written.startswith(b"HTTP/1.1 200")
-    assert not broken.transport.written

@@ -1,0 +1,412 @@
+"""Requests for backends without a task: the usual ones go through in callbacks.
+
+Theory of operation. A task of its own, a request object and a future for each await cost a proxied request twice what
+everything else does. The usual request needs none: it has no body, its route is plain, its caller is known, a connection to
+a target is idle, and the answer comes in one piece. Such a request *goes express*: when its connection (`protocol`) has
+parsed it, `Express` looks whether all of that holds, without having changed anything. If so a `_Run` admits it, writes to the
+target, hears the answer, and writes that to the client, each step called by what the loop has read.
+
+Whatever turns out otherwise is handed over to the handler (`Proxy.resume`) in the state it is in: admitted, sent, answered in
+part. So nothing is decided here that is not decided there, and the bytes are the same: the heads are made by the
+functions of `proxy`, and kept. A client sends the same fields again and again, and so does a target within a second; what is
+then made of them differs only in the ids of the request and its trace. What is kept belongs to exactly what it was made from:
+the fields as they came, the peer, the method, the route, its parameters and the principal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from aiohttp import hdrs, web
+from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
+from aiohttp.http_writer import HttpVersion11
+
+from gateway import errors
+from gateway.auth.principal import Principal
+from gateway.limits import Holder
+from gateway.proxy.connection import Answer, TargetFailed
+from gateway.proxy.forward import Backend, Begun
+from gateway.proxy.headers import head_bytes
+from gateway.proxy.rewriting import Values
+from gateway.proxy.routes import Found
+from gateway.server.address import client_address
+from gateway.server.exchange import Exchange as Facts
+from gateway.server.exchange import given_request_id
+from gateway.server.heads import check_head
+from gateway.server.middleware import CLOSED_BY_CLIENT
+from gateway.server.protocol import Connection, InternalError
+from gateway.server.proxy import EVENT_STREAM, TRANSPORT, Passage, Proxy, Route, returned
+from gateway.server.relay import complete, status_line
+
+_log = logging.getLogger(__name__)
+V = TypeVar("V")
+
+KEPT = 2048
+"""Heads of each kind that are kept."""
+
+MAX_KEPT = 4096
+"""Longest head that is kept, in bytes; a longer one is the handler's, or is made anew each time."""
+
+_DRAWN = 8192
+_OK = 200
+_GONE = 499
+# HEAD's answers end their connection, OPTIONS may be a preflight, OPTIONS and TRACE may end here.
+_PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+_ID, _TRACE = b"%(id)b", b"%(trace)b"
+
+
+def _size(raw: Iterable[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) for name, value in raw)
+
+
+class Kept(Generic[V]):
+    """What was made of something, for the next time; when there is too much of it, it begins anew."""
+
+    __slots__ = ("_bound", "_entries", "get")
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._entries: dict[Hashable, V] = {}
+        self.get = self._entries.get
+
+    def __repr__(self) -> str:
+        return f"<Kept {len(self._entries)} of {self._bound}>"
+
+    def keep(self, key: Hashable, value: V) -> None:
+        """Keep a value."""
+        if len(self._entries) >= self._bound:
+            self._entries.clear()
+        self._entries[key] = value
+
+
+class Drawn:
+    """Random hexadecimal digits, drawn in advance: a system call for each request would cost more than all of its ids."""
+
+    __slots__ = ("_at", "_digits")
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._at = 0
+
+    def take(self, count: int) -> str:
+        """Return the next digits."""
+        at = self._at
+        if at + count > len(self._digits):
+            self._digits, at = os.urandom(_DRAWN).hex(), 0
+        self._at = at + count
+        return self._digits[at : at + count]
+
+
+class _Client(NamedTuple):
+    """What the fields of a request say, whatever it asks for. `request_id`: as given, empty: it gets one."""
+
+    host: str
+    address: str
+    credential: str | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """A client's requests on a route: all that their heads alone decide. `head`: what is sent behind the first line."""
+
+    parameters: Mapping[str, str]
+    principal: Principal | None
+    backend: Backend
+    key: bytes | None
+    head: bytes
+
+
+class Express:
+    """Asked by connections for each request that comes alone; returns who answers it, or None."""
+
+    def __init__(self, proxy: Proxy, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.proxy = proxy
+        self.clock = clock
+        self.drawn = Drawn()
+        self.answers: Kept[tuple[bytes, bool]] = Kept(KEPT)
+        self._clients: Kept[_Client] = Kept(KEPT)
+        self._ways: Kept[_Way] = Kept(KEPT)
+
+    def __call__(self, connection: Connection, message: RawRequestMessage) -> _Run | None:
+        """Return the run of a plain request."""
+        if not _is_plain(message):
+            return None
+        peer = connection.peer
+        fields = (message.raw_headers, peer)
+        client = self._client(fields, message, peer)
+        path, _, query = message.path.partition("?")
+        proxy = self.proxy
+        if client is None or path in proxy.own:
+            return None
+        found = proxy.routes.find(client.host, message.method, path, query, message.headers)
+        if not isinstance(found, Found) or not found.route.plain:
+            return None
+        principal: Principal | None = None
+        if not found.route.public:
+            principal = self._known(client, found)
+            if principal is None:
+                return None
+        run = _Run(self, connection, message, found, client, principal, path, query)
+        return run if self._finds_way(run, (fields, message.method, found.route.name)) else None
+
+    def _known(self, client: _Client, found: Found[Route]) -> Principal | None:
+        """Return who it is, if that is known at once and the route is for him."""
+        principal = None if client.credential is None else self.proxy.admission.known(client.credential)
+        return principal if principal is not None and found.route.allow.allows(principal, found.parameters) else None
+
+    def _finds_way(self, run: _Run, kept_as: Hashable) -> bool:
+        """Give a request what its head decides; False where that is an error, which is the handler's to tell."""
+        way = self._ways.get(kept_as)
+        if way is None or way.principal is not run.principal or way.parameters != run.found.parameters:
+            passage = run.passage()
+            try:
+                backend, key = self.proxy.backend(passage)
+                head = head_bytes("", self.proxy.outgoing(passage, run.random).headers.items())
+            except (errors.GatewayError, ValueError):
+                return False
+            way = _Way(run.found.parameters, run.principal, backend, key, run.template(head))
+            if len(way.head) <= MAX_KEPT:
+                self._ways.keep(kept_as, way)
+        run.way = way
+        return True
+
+    def _client(self, fields: tuple[Hashable, ...], message: RawRequestMessage, peer: str) -> _Client | None:
+        client = self._clients.get(fields)
+        if client is None:
+            if _size(message.raw_headers) > MAX_KEPT:
+                return None
+            headers = message.headers
+            try:
+                credential = self.proxy.admission.credential(headers)
+            except errors.TokenInvalid:
+                return None
+            address = client_address(peer, headers.getall(hdrs.X_FORWARDED_FOR, []), self.proxy.trusted)
+            client = _Client(headers.get(hdrs.HOST, ""), address, credential, given_request_id(headers))
+            self._clients.keep(fields, client)
+        return client
+
+
+def _is_plain(message: RawRequestMessage) -> bool:
+    try:
+        check_head(message)
+    except errors.GatewayError:
+        return False
+    return (
+        message.method in _PLAIN_METHODS
+        and not message.should_close
+        and not message.upgrade
+        and message.path.startswith("/")
+        and message.version == HttpVersion11
+    )
+
+
+class _Run:
+    """One request on its way, from `start` until its connection is told that it is done or handed over."""
+
+    __slots__ = (
+        "_begun", "_connection", "_error", "_express", "_facts", "_holder", "_message", "_over", "_passage", "_path",
+        "_query", "_trace", "client", "found", "principal", "way",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        express: Express,
+        connection: Connection,
+        message: RawRequestMessage,
+        found: Found[Route],
+        client: _Client,
+        principal: Principal | None,
+        path: str,
+        query: str,
+    ) -> None:
+        self._express = express
+        self._connection = connection
+        self._message = message
+        self.found = found
+        self.client = client
+        self.principal = principal
+        self._path = path
+        self._query = query
+        self._facts = Facts(
+            client.request_id or express.drawn.take(16), client.address, express.clock(), connection.peer, principal
+        )
+        self._facts.transport = TRANSPORT
+        self._trace = express.drawn.take(48)
+        self._begun: Begun | None = None
+        self._holder: Holder | None = None
+        self._error: errors.GatewayError | None = None
+        self._passage: Passage | None = None
+        self._over = False
+        self.way: _Way
+
+    def __repr__(self) -> str:
+        return f"<_Run {self._message.method} {self.found.route.name}{', over' if self._over else ''}>"
+
+    def passage(self) -> Passage:
+        """Return what is known of the request, as the handler has it."""
+        passage = self._passage
+        if passage is None:
+            proxy, message = self._express.proxy, self._message
+            passage = proxy.passage(message, self.found, self._facts, self.client.host, self._path, self._query)
+            passage.values = Values(self.found.parameters, self.principal, message.headers)
+            self._passage = passage
+        return passage
+
+    def random(self, size: int) -> bytes:
+        """Return the random bytes of this request's trace, the same ones at each attempt."""
+        return bytes.fromhex(self._trace)[:size]
+
+    def template(self, head: bytes) -> bytes:
+        """Return a head with gaps for what is of this request alone, the ids that were made for it."""
+        head = head.replace(b"%", b"%%").replace(self._ids()[b"trace"], _TRACE)
+        return head if self.client.request_id else head.replace(self._ids()[b"id"], _ID)
+
+    def _ids(self) -> dict[bytes, bytes]:
+        trace = self._trace
+        return {b"id": self._facts.request_id.encode(), b"trace": f"{trace[:32]}-{trace[32:]}".encode()}
+
+    # --- from the client to the target ---
+
+    def start(self) -> None:
+        """Admit the request, and send it; hand it over where that is not possible at once."""
+        try:
+            self._start()
+        except Exception:  # noqa: BLE001  # the last line of defence, as the handler's: nobody above could answer
+            self._broke()
+
+    def _start(self) -> None:
+        way, route, proxy = self.way, self.found.route, self._express.proxy
+        try:
+            proxy.admission.charge_address(self.client.address)
+            self._holder = proxy.charge(route, self.client.address, self.principal)
+        except errors.GatewayError as error:
+            self._hand_over(error)
+            return
+        terms = route.terms
+        begun = self._begun = proxy.forwarder.begin(way.backend, terms, way.key)
+        if begun is None or begun.connection is None:
+            self._connection.express_handed_over()
+            return
+        due = min(begun.now + terms.first_byte, begun.until)
+        begun.connection.listen(self, due=due, informational=self._informational)
+        path = self._path if route.rewrite is None else route.rewrite.apply(self.found)
+        target = f"{path}?{self._query}" if "?" in self._message.path else path
+        line = f"{self._message.method} {target} HTTP/1.1".encode("utf-8", "surrogateescape")
+        try:
+            begun.connection.write(line + way.head % self._ids())
+        except TargetFailed as failure:
+            self.failed(failure)
+            begun.connection.abort()
+
+    # --- from the target to the client ---
+
+    def answered(self, answer: Answer) -> None:
+        """Send the answer, if it is all there and the client's in any case; hand it over else."""
+        if self._over or self._begun is None:
+            return
+        try:
+            self._answer(answer, self._begun)
+        except Exception:  # noqa: BLE001  # as above
+            self._broke()
+
+    def _answer(self, answer: Answer, begun: Begun) -> None:
+        exchange = self._express.proxy.forwarder.answered(self.way.backend, self.found.route.terms, begun, answer)
+        transport = self._connection.transport
+        if transport is None or transport.is_closing():
+            self.client_left()
+            return
+        message = answer.message
+        if not self._is_last(message) or exchange.trailers() is not None:
+            self._connection.express_handed_over()
+            return
+        whole = exchange.whole()
+        if whole is None:
+            self._connection.express_handed_over()
+            return
+        keep_alive = not self._express.proxy.closing()
+        head, has_body = self._head(message, len(whole), keep_alive=keep_alive)
+        if not has_body:
+            whole = b""
+        transport.write(head + whole)
+        exchange.close()
+        self._end(message.code, len(whole))
+        self._connection.express_done(keep_alive=keep_alive)
+
+    def failed(self, failure: TargetFailed) -> None:
+        """Have the handler decide whether to try again."""
+        if not self._over and self._begun is not None and self._begun.failure is None and self._begun.exchange is None:
+            self._begun.failure = failure
+            self._connection.express_handed_over()
+
+    def _is_last(self, message: RawResponseMessage) -> bool:
+        """Tell whether an answer is the client's, and comes to an end by itself."""
+        return (
+            message.code >= _OK
+            and message.code not in self.way.backend.retries.statuses
+            and not message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM)
+        )
+
+    def _head(self, message: RawResponseMessage, size: int, *, keep_alive: bool) -> tuple[bytes, bool]:
+        """Return the head of an answer with a body of `size` bytes, and whether that follows it."""
+        answers, route, way = self._express.answers, self.found.route, self.way
+        # What is the route's alone is the same for all of its clients.
+        owner = route.name if route.alike and not self.client.request_id else way
+        key = (owner, message.raw_headers, message.code, message.reason, message.version, size, keep_alive)
+        made = answers.get(key)
+        if made is None:
+            headers = returned(message, trailers=message.chunked)
+            self._express.proxy.dress(self.passage(), headers)
+            has_body = complete(message.code, headers, size)
+            if not keep_alive:
+                headers[hdrs.CONNECTION] = "close"
+            made = self.template(head_bytes(status_line(message.code, message.reason), headers.items())), has_body
+            if _size(message.raw_headers) <= MAX_KEPT and len(made[0]) <= MAX_KEPT:
+                answers.keep(key, made)
+        return made[0] % {b"id": self._facts.request_id.encode()}, made[1]
+
+    def _informational(self, message: RawResponseMessage) -> None:
+        transport = self._connection.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(head_bytes(status_line(message.code, message.reason), returned(message).items()))
+
+    # --- ends ---
+
+    def client_left(self) -> None:
+        """Give up what is under way; it tells nothing about the target."""
+        if self._over:
+            return
+        if self._begun is not None:
+            self._express.proxy.forwarder.abandon(self.way.backend, self.found.route.terms, self._begun)
+        self._facts.code = CLOSED_BY_CLIENT
+        self._end(_GONE, 0)
+
+    def _end(self, status: int, sent: int) -> None:
+        self._over = True
+        route = self.found.route
+        if self._holder is not None and route.slots is not None:
+            route.slots.release_of(self._holder)
+        self._express.proxy.account(self._message, self._facts, status, sent, route=route.name, upstream=self.way.backend.name)
+
+    def _broke(self) -> None:
+        _log.exception("a proxied request failed")
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._express.proxy.forwarder.abandon(self.way.backend, self.found.route.terms, begun)
+        self._hand_over(InternalError())
+
+    def _hand_over(self, error: errors.GatewayError) -> None:
+        self._error = error
+        self._connection.express_handed_over()
+
+    async def resume(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Have the handler go on, with all that was taken so far."""
+        self._over = True
+        return await self._express.proxy.resume(
+            request, self.passage(), begun=self._begun, holder=self._holder, random=self.random, error=self._error
+        )
