@@ -211,7 +211,7 @@ class _Run:
 
     __slots__ = (
         "_begun", "_connection", "_error", "_express", "_facts", "_holder", "_message", "_over", "_passage", "_path",
-        "_query", "_trace", "client", "found", "principal", "way",
+        "_query", "_since", "_trace", "client", "found", "principal", "way",
     )  # fmt: skip
 
     def __init__(
@@ -226,6 +226,7 @@ class _Run:
         query: str,
     ) -> None:
         self._express = express
+        self._since = express.proxy.tenures.withdrawals
         self._connection = connection
         self._message = message
         self.found = found
@@ -255,6 +256,7 @@ class _Run:
             proxy, message = self._express.proxy, self._message
             passage = proxy.passage(message, self.found, self._facts, self.client.host, self._path, self._query)
             passage.values = Values(self.found.parameters, self.principal, message.headers)
+            passage.since = self._since
             self._passage = passage
         return passage
 

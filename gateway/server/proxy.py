@@ -197,7 +197,7 @@ class Proxy:
         self._metrics = metrics
         self._access_log = access_log
         self.closing = closing
-        self._tenures = tenures
+        self.tenures = tenures
         self._scheme = scheme
         self._clock = clock
         self._unix_clock = unix_clock
@@ -340,7 +340,7 @@ class Proxy:
         if passage.route.public:
             self.admission.charge_address(passage.facts.address)
             return None
-        passage.since = self._tenures.withdrawals
+        passage.since = self.tenures.withdrawals
         principal = await self.admission.identify(passage.request)
         if not passage.route.allow.allows(principal, passage.found.parameters):
             raise errors.Forbidden
@@ -360,7 +360,7 @@ class Proxy:
 
     def _held_for(self, passage: Passage, within: float = math.inf) -> AbstractContextManager[None]:
         """Return what ends the task with the token that it is held for; it ends by itself `within` so many seconds."""
-        return self._tenures.bounding(passage.values.principal, passage.since, within=within)
+        return self.tenures.bounding(passage.values.principal, passage.since, within=within)
 
     async def _forward(
         self, passage: Passage, begun: Begun | None = None, random: Callable[[int], bytes] = os.urandom
@@ -605,7 +605,7 @@ class Proxy:
         headers["X-Request-Id"] = passage.facts.request_id
         # What may fail comes first: whoever has given the connection away has to see to it that all is counted to its end.
         principal = passage.values.principal
-        self._tenures.check(principal, passage.since)
+        self.tenures.check(principal, passage.since)
         exchange.hold()
         passage.held = True
         passage.relay.switch(exchange.message.reason, headers)
@@ -628,7 +628,7 @@ class Proxy:
             passage.facts.code = error.code
             tunnel.abort()
 
-        passage.tenure = self._tenures.begin(principal, end)
+        passage.tenure = self.tenures.begin(principal, end)
         return _Switch(tunnel, target, rest)
 
     # --- ends ---

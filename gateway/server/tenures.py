@@ -10,17 +10,17 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
 from gateway.auth.principal import KeyRef, Principal
+from gateway.draining import spread
 from gateway.errors import Draining, GatewayError, TokenExpired, TokenRevoked
 
 SLICE = 200
 """How many end in one turn of the loop."""
 
-_DRAIN_STEP = 0.1
 End = Callable[[GatewayError], None]
 
 
@@ -133,14 +133,15 @@ class Tenures:
 
     async def drain(self, window: float) -> None:
         """End what would not end by itself with Draining, spread evenly over `window` seconds."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + window
-        while held := [tenure for tenures in self._held.values() for tenure in tenures if tenure.endless]:
-            left = until - loop.time()
-            steps = max(1, int(left / _DRAIN_STEP))
-            for tenure in held[: -(-len(held) // steps)]:
+
+        def endless() -> list[Tenure]:
+            return [tenure for tenures in self._held.values() for tenure in tenures if tenure.endless]
+
+        def end(some: Sequence[Tenure]) -> None:
+            for tenure in some:
                 tenure.end(Draining())
-            await asyncio.sleep(min(_DRAIN_STEP, max(left, 0.0)))
+
+        await spread(endless, end, window, clock=asyncio.get_running_loop().time)
 
     def _end_some(self) -> None:
         for _ in range(min(SLICE, len(self._ending))):

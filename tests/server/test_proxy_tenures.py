@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from livegateway import Live, live, token
-from proxy.backend import Visit, backend
+from proxy.backend import Visit, backend, ok
 from waiting import eventually
 
 from gateway.auth.apikeys import hashed, make
@@ -104,3 +104,32 @@ async def test_a_process_that_goes_ends_what_would_not_end(kind: str) -> None:
             answer = await mine
         assert answer.endswith(b"0\r\n\r\n") == (kind != "tunnel")
         await eventually(lambda: outstanding(gateway, 0))
+
+
+async def test_a_key_that_has_come_back_is_good(tmp_path: Path) -> None:
+    """What was withdrawn before a request says nothing of it, with a task from the beginning or not."""
+
+    async def script(visit: Visit) -> None:
+        while head := await visit.head():
+            if b"GET /stream " in head:
+                await visit.say(STREAM)
+                await visit.reader.read()
+                return
+            await visit.say(ok(b"warm"))
+
+    file = tmp_path / "keys.yaml"
+    async with backend(script) as here:
+        file.write_bytes(write_entries(ENTRIES))
+        async with live(**sections(here.address, "stream", api_keys={"file": str(file)})) as gateway:
+            for entries in ({}, ENTRIES):
+                file.write_bytes(write_entries(entries))
+                await gateway.gateway._authenticator.load_files()
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.port)
+            head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX-API-Key: " + KEY.encode() + b"\r\n\r\n"
+            for _ in range(2):
+                writer.write(head.replace(b"%b", b"warm"))
+                assert (await reader.readuntil(b"warm")).startswith(b"HTTP/1.1 200")
+            writer.write(head.replace(b"%b", b"stream"))
+            assert (await reader.readuntil(b"data: 1\n\n")).startswith(b"HTTP/1.1 200")
+            writer.close()
+            await eventually(lambda: outstanding(gateway, 0))
