@@ -126,7 +126,7 @@ class TestGatewayYaml:
     def _with_comments_opened(self) -> str:
         """Open the blocks that stand as comments under a null."""
         lines = self.TEXT.splitlines()
-        for name in ("tls", "health", "hold"):
+        for name in ("tls", "health", "hold", "cache"):
             at = next(i for i, line in enumerate(lines) if line.startswith("    ") and line.strip() == f"# {name}:")
             while lines[at].startswith("    # "):
                 lines[at] = "    " + lines[at][6:]
