@@ -126,15 +126,15 @@ class TestGatewayYaml:
     def _with_comments_opened(self) -> str:
         """Open the blocks that stand as comments under a null."""
         lines = self.TEXT.splitlines()
-        for name in ("tls", "health", "hold", "cache"):
+        opened = ("tls", "health", "hold", "cache")
+        for name in opened:
             at = next(i for i, line in enumerate(lines) if line.startswith("    ") and line.strip() == f"# {name}:")
             while lines[at].startswith("    # "):
                 lines[at] = "    " + lines[at][6:]
                 at += 1
                 if not lines[at].startswith("    #   "):
                     break
-        text = "\n".join(lines)
-        return text.replace("    tls: null\n", "").replace("    health: null\n", "").replace("    hold: null\n", "")
+        return "\n".join(line for line in lines if line not in {f"    {name}: null" for name in opened})
 
 
 class TestDockerfile:
