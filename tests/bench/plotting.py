@@ -70,7 +70,9 @@ def newest(rows: Any) -> list[Row]:
         if same and same[-1]["run"] != row["run"]:
             same.clear()
         same.append(row)
-    return medians(row for same in runs.values() for row in same)
+    # The newest last: of runs of different lengths that one counts.
+    ordered = sorted(runs.values(), key=lambda same: str(same[-1]["run"]))
+    return medians(row for same in ordered for row in same)
 
 
 def _chosen(rows: Sequence[Row], scenario: str, **parameters: Any) -> dict[str, Mapping[str, Any]]:
@@ -86,6 +88,7 @@ def _chosen(rows: Sequence[Row], scenario: str, **parameters: Any) -> dict[str, 
 def _lines(axes: Axes, title: str, rows: Sequence[Row]) -> None:
     """Draw a line for each server over the numbers of clients, with its name at the end."""
     axes.set_title(title)
+    ends: dict[str, tuple[int, float]] = {}
     for server, colour in COLOURS.items():
         points = [
             (clients, figures[server]["us_per_delivery"])
@@ -94,16 +97,19 @@ def _lines(axes: Axes, title: str, rows: Sequence[Row]) -> None:
         ]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", linewidth=2 + (server == "gateway"), gid=server)
-            axes.annotate(
-                f" {TITLES[server]}, {points[-1][1]:,.0f}",
-                points[-1],
-                color=colour,
-                va="center",
-                textcoords="offset points",
-                xytext=(6, 0),
-            )
+            ends[server] = points[-1]
+    for server, end in ends.items():
+        axes.annotate(
+            f" {TITLES[server]}, {end[1]:,.0f}",
+            end,
+            color=COLOURS[server],
+            va="center",
+            textcoords="offset points",
+            xytext=(6, _lift(end[1], [other[1] for name, other in ends.items() if name != server])),
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.margins(y=0.12)
     axes.set_xlim(CLIENTS[0] * 0.9, CLIENTS[-1] * 4)
     axes.set_xticks(CLIENTS, [f"{count:,}" for count in CLIENTS])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -113,6 +119,14 @@ def _lines(axes: Axes, title: str, rows: Sequence[Row]) -> None:
     axes.grid(axis="y", color="#e5e5e5")
     axes.set_xlabel("clients on one channel")
     _tell_missing(axes, [line.get_gid() for line in axes.lines])
+
+
+def _lift(value: float, others: Sequence[float]) -> float:
+    """Return how far, in points, a label is moved out of the way of those beside it."""
+    near = [other for other in others if max(value, other) < min(value, other) * 1.15]
+    if not near:
+        return 0
+    return 7 if value >= max(near) else -7
 
 
 def _bars(axes: Axes, title: str, figures: Mapping[str, Mapping[str, Any]], *names: str) -> None:
