@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from integration.ports import free_ports
 from livegateway import CONFIG, ISSUER, OTHER_ISSUER, OTHER_SECRET, SECRET, Live, configuration, live, token
 from waiting import eventually
 
@@ -380,7 +381,7 @@ async def test_a_thousand_parked_polls_and_sigterm(tmp_path):
         file = tmp_path / "gateway.yaml"
         limits = "limits: {address: null, polls: null, concurrent_polls: 2000}"
         drain = f"drain: {{delay: {delay}, window: {window}}}"
-        ports = [_free_port(), _free_port()]
+        ports = free_ports(2)
         text = CONFIG.replace("drain: {delay: 0, window: 0}", f"{drain}\n{limits}")
         file.write_text(text.replace("port: 0, admin: {port: 0}", f"port: {ports[0]}, admin: {{port: {ports[1]}}}"))
         env = os.environ | {
@@ -447,11 +448,6 @@ async def _fetched(port: int, path: str) -> tuple[int, bytes]:
     writer.close()
     await writer.wait_closed()
     return int(head.split()[1]), body
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 async def test_a_gateway_can_be_built_and_never_started():

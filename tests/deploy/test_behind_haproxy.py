@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from subprocess import Popen
 import aiohttp
 import jwt
 import pytest
+from integration.ports import free_ports
 from waiting import eventually
 
 from gateway.devbroker.server import Broker
@@ -27,14 +27,6 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 ANSWERS = r"gateway_answers_total\{[^}]*\}"
 PARKED = r"gateway_parked_waiters\{[^}]*\}"
 SECRET = "0123456789abcdef0123456789abcdef"
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @dataclass
