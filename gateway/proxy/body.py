@@ -8,9 +8,6 @@ from typing import Protocol
 from gateway import errors
 from gateway.proxy.connection import Connection
 
-REPLAYED_BYTES = 2**16
-"""Largest body that is kept for another attempt."""
-
 
 class Reader(Protocol):
     """Where a body comes from; aiohttp's StreamReader is one."""
@@ -50,7 +47,7 @@ class Body:
         return self._whole is not None or not self._begun
 
     def whole(self) -> bytes | None:
-        """Return all of it, framed, if that has come in and is small; it can then be sent any number of times."""
+        """Return all of it, framed, if that has come in, as far as is read ahead; it can then be sent any number of times."""
         if self._whole is None and not self._begun and self._reader.is_eof():
             data = self._reader.read_nowait()
             self.received = len(data)
