@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
@@ -31,9 +31,15 @@ MAX_TRAILERS = 2**13
 MAX_INFORMATIONAL = 32
 """1xx answers before the one, at most: each goes to the client at once, whether it reads or not."""
 
-_HEAD_END = b"\r\n\r\n"
+_VERSION, _HEAD_END = b"HTTP/1.", b"\r\n\r\n"
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
+_BODILESS = (204, 304)
+# Heads of answers that came lately, by their bytes, and the lengths of the bodies behind them: a target sends the same one
+# again and again. For all connections, since nothing but the bytes decides.
+_LENGTHS: Final[dict[bytes, int]] = {}
+_MAX_LENGTHS = 512
+_MAX_KNOWN_HEAD = 2**11
 _LAST_CHUNK = re.compile(rb"0+[ \t]*(;.*)?")
 
 
@@ -243,12 +249,20 @@ class Connection(BaseProtocol):
             if data:
                 self.abort()  # nobody has asked for anything
             return
-        self.began = True
+        began, self.began = self.began, True
         listener = self._listener
-        self._read(parser, data)
+        if began or listener is None or not self._is_known(data):
+            self._read(parser, data)
+        else:
+            self._feed(parser, data, b"", known=True)
         answer, self._come = self._come, None
         if listener is not None and answer is not None:
             listener.answered(answer)
+
+    def _is_known(self, data: bytes) -> bool:
+        """Tell whether this is a head that was found to be good before, with exactly its body behind."""
+        end = data.find(_HEAD_END) + len(_HEAD_END)
+        return _LENGTHS.get(data[:end]) == len(data) - end
 
     def _read(self, parser: HttpParser[Any], data: bytes) -> None:
         # Head by head: what stands behind one may be no part of the answer, and must not spoil it.
@@ -262,8 +276,8 @@ class Connection(BaseProtocol):
                 self.abort()  # RFC 9112 §9.2: it belongs to no request
                 return
 
-    def _feed(self, parser: HttpParser[Any], data: bytes, following: bytes) -> bool:
-        """Parse a piece; tell whether to go on with what follows."""
+    def _feed(self, parser: HttpParser[Any], data: bytes, following: bytes, *, known: bool = False) -> bool:
+        """Parse a piece; tell whether to go on with what follows. `known`: see `_is_known`."""
         if self._tail is not None:
             self._tail = (self._tail + data)[-MAX_TRAILERS:]
         try:
@@ -272,7 +286,7 @@ class Connection(BaseProtocol):
             self._fail(TargetFailed(f"the answer cannot be parsed: {type(error).__name__}", began=True))
             return False
         for message, body in messages:
-            self._come = self._take(message, body, data) or self._come
+            self._come = self._take(message, body, data, known=known) or self._come
         if upgraded:
             # llhttp stops behind a 101: what follows is of the other protocol.
             self._upgraded = True
@@ -318,9 +332,9 @@ class Connection(BaseProtocol):
 
     # --- inside ---
 
-    def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes) -> Answer | None:
+    def _take(self, message: RawResponseMessage, body: StreamReader, data: bytes, *, known: bool) -> Answer | None:
         """Take a head; return it if it is the answer that was expected."""
-        if not well_formed(message):
+        if not known and not well_formed(message):
             self._fail(TargetFailed("the answer is not well-formed", began=True))
             return None
         if message.code < _OK and message.code != _SWITCHING_PROTOCOLS:
@@ -333,6 +347,8 @@ class Connection(BaseProtocol):
         if self._answer is None and self._listener is None:
             self.abort()  # a second answer to one request
             return None
+        if not known and self._listener is not None:
+            _know(message, data)
         future = self._answer
         self._answer = self._listener = self._informational = None
         self._body = body
@@ -364,3 +380,15 @@ class Connection(BaseProtocol):
         body = self._body
         if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(failure)
+
+
+def _know(message: RawResponseMessage, head: bytes) -> None:
+    """Remember a good head, unless it is one without a body of known length."""
+    length = message.headers.get("Content-Length")
+    if length is None or message.chunked or message.code < _OK or message.code in _BODILESS or message.should_close:
+        return
+    if not (head.startswith(_VERSION) and head.endswith(_HEAD_END) and len(head) <= _MAX_KNOWN_HEAD):
+        return  # its beginning came before
+    if len(_LENGTHS) >= _MAX_LENGTHS:
+        _LENGTHS.clear()
+    _LENGTHS[head] = int(length)

@@ -101,7 +101,7 @@ def well_formed(message: RawResponseMessage) -> bool:
         version.minor == 0 or [coding.lower() for coding in headers.getall("Transfer-Encoding")] != ["chunked"]
     ):
         return False
-    names, values = b"".join([name for name, _ in raw]), b"".join([value for _, value in raw])
+    names, values = map(b"".join, zip(*raw, strict=True)) if raw else (b"", b"")
     values += message.reason.encode("utf-8", "surrogateescape")
     return not names.translate(None, _TOKEN) and len(values.translate(None, _CONTROL)) == len(values)
 

@@ -21,6 +21,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import select
 import sys
 import time
@@ -32,7 +33,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
 from itertools import islice
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 from urllib.parse import unquote_plus
 
 import orjson
@@ -51,6 +52,10 @@ PIPE_BUF = 4_096
 RETRY_SECONDS = 0.1
 
 Subjects = Literal["plain", "digest", "omit"]
+
+# What stands for the parts of a line that differ; drawn, so that no request can hold them.
+_TIME_GAP, _ID_GAP = secrets.token_hex(16), secrets.token_hex(16)
+_SENT_GAP, _DURATION_GAP = (10**15 + secrets.randbelow(10**15) for _ in range(2))
 
 _SECRETS = re.compile(
     rb"eyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){0,4}"  # a JWS or JWE: base64url of '{"'
@@ -229,9 +234,59 @@ class AccessLog:
 
         `code`: the problem's code, or a poll's outcome. `sample`: for sampled polls the share, so that counts can be scaled.
         """
+        entry = self._entry(
+            timestamp(self._clock()), request_id, client, method, target, status, sent, round(duration, 6),
+            code=code, transport=transport, issuer=issuer, subject=subject, sample=sample, route=route, upstream=upstream,
+        )  # fmt: skip
+        self._lines.add(_short(entry) + b"\n")
+
+    def form(self, **fields: Any) -> bytes | None:
+        """Return the line of requests that differ in nothing but time, id, size and duration, for `fill`.
+
+        `fields`: all others, as `write` has them. None where they are such that a line is not to be made that way.
+        """
+        request_id, when, sent, duration = _ID_GAP, _TIME_GAP, _SENT_GAP, _DURATION_GAP
+        entry = self._entry(
+            when, request_id, fields.pop("client"), fields.pop("method"), fields.pop("target"), fields.pop("status"),
+            sent, duration, **fields,
+        )  # fmt: skip
+        form = _short(entry).replace(b"%", b"%%") + b"\n"
+        for gap in (when, request_id, str(sent), str(duration)):
+            if form.count(gap.encode()) != 1:
+                return None
+            form = form.replace(gap.encode(), b"%b")
+        return form
+
+    def fill(self, form: bytes, *, request_id: str, sent: int, duration: float) -> None:
+        """Write a line of a form."""
+        self._lines.add(
+            form % (
+                timestamp(self._clock()).encode(), request_id.encode(), b"%d" % sent, orjson.dumps(round(duration, 6)),
+            )
+        )  # fmt: skip
+
+    def _entry(
+        self,
+        when: str,
+        request_id: str,
+        client: str,
+        method: str,
+        target: str,
+        status: int,
+        sent: int,
+        duration: float,
+        *,
+        code: str | None = None,
+        transport: str | None = None,
+        issuer: str | None = None,
+        subject: str | None = None,
+        sample: float | None = None,
+        route: str | None = None,
+        upstream: str | None = None,
+    ) -> dict[str, object]:
         path, _, query = target.partition("?")
         entry: dict[str, object] = {
-            "time": timestamp(self._clock()),
+            "time": when,
             "event": "request",
             "request_id": request_id,
             "client": client,
@@ -239,7 +294,7 @@ class AccessLog:
             "path": path[:MAX_TEXT],
             "status": status,
             "bytes": sent,
-            "duration": round(duration, 6),
+            "duration": duration,
         }
         if query and (shown := self._shown(query)):
             entry["query"] = shown
@@ -253,7 +308,7 @@ class AccessLog:
             "upstream": upstream,
         }
         entry.update((name, value) for name, value in optional.items() if value is not None)
-        self._lines.add(_short(entry) + b"\n")
+        return entry
 
     def _shown(self, query: str) -> list[list[str]]:
         # Not parse_qsl, which takes longer than all the rest of a line. A name that is percent-encoded is not shown.

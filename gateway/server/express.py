@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from aiohttp import hdrs, web
@@ -40,7 +40,7 @@ from gateway.server.exchange import given_request_id
 from gateway.server.heads import check_head
 from gateway.server.middleware import CLOSED_BY_CLIENT
 from gateway.server.protocol import Connection, InternalError
-from gateway.server.proxy import EVENT_STREAM, TRANSPORT, Passage, Proxy, Route, returned
+from gateway.server.proxy import EVENT_STREAM, TRANSPORT, Passage, Proxy, Route, logged, returned
 from gateway.server.relay import complete, status_line
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ KEPT = 2048
 
 MAX_KEPT = 4096
 """Longest head that is kept, in bytes; a longer one is the handler's, or is made anew each time."""
+
+MAX_KEPT_TARGET = 512
+"""Longest target whose line in the access log is kept, in characters."""
 
 _DRAWN = 8192
 _OK = 200
@@ -122,6 +125,20 @@ class _Way:
     head: bytes
 
 
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """What is the same for all requests of a client for one target. `line`: the first one, as it is sent."""
+
+    client: _Client
+    found: Found[Route]
+    path: str
+    query: str
+    line: bytes
+    way: _Way | None = None
+    forms: dict[int, bytes | None] = field(default_factory=dict)
+    """Lines for the access log, by status."""
+
+
 class Express:
     """Asked by connections for each request that comes alone; returns who answers it, or None."""
 
@@ -132,59 +149,85 @@ class Express:
         self.answers: Kept[tuple[bytes, bool]] = Kept(KEPT)
         self._clients: Kept[_Client] = Kept(KEPT)
         self._ways: Kept[_Way] = Kept(KEPT)
+        self._asked: Kept[_Asked] = Kept(KEPT)
 
     def __call__(self, connection: Connection, message: RawRequestMessage) -> _Run | None:
         """Return the run of a plain request."""
+        if message.version != HttpVersion11:
+            return None
+        key = (message.raw_headers, connection.peer, message.method, message.path)
+        asked = self._asked.get(key) or self._look(message, connection.peer)
+        if asked is None:
+            return None
+        principal: Principal | None = None
+        if not asked.found.route.public:
+            principal = self._known(asked)
+            if principal is None:
+                return None
+        run = _Run(self, connection, message, asked, principal)
+        way = asked.way
+        if way is None or way.principal is not principal:
+            if not self._finds_way(run):
+                return None
+            if len(message.path) <= MAX_KEPT_TARGET:
+                self._asked.keep(key, asked)
+        return run
+
+    def _look(self, message: RawRequestMessage, peer: str) -> _Asked | None:
+        """Return what is asked for; None unless it is plain."""
         if not _is_plain(message):
             return None
-        peer = connection.peer
-        fields = (message.raw_headers, peer)
-        client = self._client(fields, message, peer)
-        path, _, query = message.path.partition("?")
+        client = self._client(message, peer)
+        path, mark, query = message.path.partition("?")
         proxy = self.proxy
         if client is None or path in proxy.own:
             return None
         found = proxy.routes.find(client.host, message.method, path, query, message.headers)
         if not isinstance(found, Found) or not found.route.plain:
             return None
-        principal: Principal | None = None
-        if not found.route.public:
-            principal = self._known(client, found)
-            if principal is None:
-                return None
-        run = _Run(self, connection, message, found, client, principal, path, query)
-        return run if self._finds_way(run, (fields, message.method, found.route.name)) else None
+        rewrite = found.route.rewrite
+        target = (path if rewrite is None else rewrite.apply(found)) + mark + query
+        line = f"{message.method} {target} HTTP/1.1".encode("utf-8", "surrogateescape")
+        return _Asked(client, found, path, query, line)
 
-    def _known(self, client: _Client, found: Found[Route]) -> Principal | None:
+    def _known(self, asked: _Asked) -> Principal | None:
         """Return who it is, if that is known at once and the route is for him."""
-        principal = None if client.credential is None else self.proxy.admission.known(client.credential)
-        return principal if principal is not None and found.route.allow.allows(principal, found.parameters) else None
+        credential = asked.client.credential
+        principal = None if credential is None else self.proxy.admission.known(credential)
+        if principal is None or (asked.way is not None and asked.way.principal is principal):
+            return principal
+        return principal if asked.found.route.allow.allows(principal, asked.found.parameters) else None
 
-    def _finds_way(self, run: _Run, kept_as: Hashable) -> bool:
+    def _finds_way(self, run: _Run) -> bool:
         """Give a request what its head decides; False where that is an error, which is the handler's to tell."""
+        asked, message = run.asked, run.message
+        kept_as = (message.raw_headers, run.peer, message.method, asked.found.route.name)
         way = self._ways.get(kept_as)
-        if way is None or way.principal is not run.principal or way.parameters != run.found.parameters:
+        if way is None or way.principal is not run.principal or way.parameters != asked.found.parameters:
             passage = run.passage()
             try:
                 backend, key = self.proxy.backend(passage)
                 head = head_bytes("", self.proxy.outgoing(passage, run.random).headers.items())
             except (errors.GatewayError, ValueError):
                 return False
-            way = _Way(run.found.parameters, run.principal, backend, key, run.template(head))
+            way = _Way(asked.found.parameters, run.principal, backend, key, run.template(head))
             if len(way.head) <= MAX_KEPT:
                 self._ways.keep(kept_as, way)
-        run.way = way
+        asked.way = run.way = way
+        asked.forms.clear()
         return True
 
-    def _client(self, fields: tuple[Hashable, ...], message: RawRequestMessage, peer: str) -> _Client | None:
+    def _client(self, message: RawRequestMessage, peer: str) -> _Client | None:
+        fields = (message.raw_headers, peer)
         client = self._clients.get(fields)
         if client is None:
             if _size(message.raw_headers) > MAX_KEPT:
                 return None
             headers = message.headers
             try:
+                check_head(message)
                 credential = self.proxy.admission.credential(headers)
-            except errors.TokenInvalid:
+            except errors.GatewayError:
                 return None
             address = client_address(peer, headers.getall(hdrs.X_FORWARDED_FOR, []), self.proxy.trusted)
             client = _Client(headers.get(hdrs.HOST, ""), address, credential, given_request_id(headers))
@@ -193,15 +236,14 @@ class Express:
 
 
 def _is_plain(message: RawRequestMessage) -> bool:
-    try:
-        check_head(message)
-    except errors.GatewayError:
-        return False
+    """Tell whether the first line is a usual one, and its connection goes on; what `check_head` finds there, it has not."""
+    target = message.path
     return (
         message.method in _PLAIN_METHODS
         and not message.should_close
         and not message.upgrade
-        and message.path.startswith("/")
+        and target[:1] == "/"
+        and "#" not in target
         and message.version == HttpVersion11
     )
 
@@ -210,30 +252,20 @@ class _Run:
     """One request on its way, from `start` until its connection is told that it is done or handed over."""
 
     __slots__ = (
-        "_begun", "_connection", "_error", "_express", "_facts", "_holder", "_message", "_over", "_passage", "_path",
-        "_query", "_since", "_trace", "client", "found", "principal", "way",
+        "_begun", "_connection", "_error", "_express", "_facts", "_holder", "_over", "_passage", "_since", "_trace", "asked",
+        "message", "principal", "way",
     )  # fmt: skip
 
     def __init__(
-        self,
-        express: Express,
-        connection: Connection,
-        message: RawRequestMessage,
-        found: Found[Route],
-        client: _Client,
-        principal: Principal | None,
-        path: str,
-        query: str,
+        self, express: Express, connection: Connection, message: RawRequestMessage, asked: _Asked, principal: Principal | None
     ) -> None:
         self._express = express
         self._since = express.proxy.tenures.withdrawals
         self._connection = connection
-        self._message = message
-        self.found = found
-        self.client = client
+        self.message = message
+        self.asked = asked
         self.principal = principal
-        self._path = path
-        self._query = query
+        client = asked.client
         self._facts = Facts(
             client.request_id or express.drawn.take(16), client.address, express.clock(), connection.peer, principal
         )
@@ -245,17 +277,26 @@ class _Run:
         self._passage: Passage | None = None
         self._over = False
         self.way: _Way
+        if asked.way is not None:
+            self.way = asked.way
 
     def __repr__(self) -> str:
-        return f"<_Run {self._message.method} {self.found.route.name}{', over' if self._over else ''}>"
+        return f"<_Run {self.message.method} {self.asked.found.route.name}{', over' if self._over else ''}>"
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end."""
+        return self._connection.peer
 
     def passage(self) -> Passage:
         """Return what is known of the request, as the handler has it."""
         passage = self._passage
         if passage is None:
-            proxy, message = self._express.proxy, self._message
-            passage = proxy.passage(message, self.found, self._facts, self.client.host, self._path, self._query)
-            passage.values = Values(self.found.parameters, self.principal, message.headers)
+            proxy, message = self._express.proxy, self.message
+            passage = proxy.passage(
+                message, self.asked.found, self._facts, self.asked.client.host, self.asked.path, self.asked.query
+            )
+            passage.values = Values(self.asked.found.parameters, self.principal, message.headers)
             passage.since = self._since
             self._passage = passage
         return passage
@@ -267,7 +308,7 @@ class _Run:
     def template(self, head: bytes) -> bytes:
         """Return a head with gaps for what is of this request alone, the ids that were made for it."""
         head = head.replace(b"%", b"%%").replace(self._ids()[b"trace"], _TRACE)
-        return head if self.client.request_id else head.replace(self._ids()[b"id"], _ID)
+        return head if self.asked.client.request_id else head.replace(self._ids()[b"id"], _ID)
 
     def _ids(self) -> dict[bytes, bytes]:
         trace = self._trace
@@ -283,10 +324,10 @@ class _Run:
             self._broke()
 
     def _start(self) -> None:
-        way, route, proxy = self.way, self.found.route, self._express.proxy
+        way, route, proxy = self.way, self.asked.found.route, self._express.proxy
         try:
-            proxy.admission.charge_address(self.client.address)
-            self._holder = proxy.charge(route, self.client.address, self.principal)
+            proxy.admission.charge_address(self.asked.client.address)
+            self._holder = proxy.charge(route, self.asked.client.address, self.principal)
         except errors.GatewayError as error:
             self._hand_over(error)
             return
@@ -297,11 +338,8 @@ class _Run:
             return
         due = min(begun.now + terms.first_byte, begun.until)
         begun.connection.listen(self, due=due, informational=self._informational)
-        path = self._path if route.rewrite is None else route.rewrite.apply(self.found)
-        target = f"{path}?{self._query}" if "?" in self._message.path else path
-        line = f"{self._message.method} {target} HTTP/1.1".encode("utf-8", "surrogateescape")
         try:
-            begun.connection.write(line + way.head % self._ids())
+            begun.connection.write(self.asked.line + way.head % self._ids())
         except TargetFailed as failure:
             self.failed(failure)
             begun.connection.abort()
@@ -318,7 +356,7 @@ class _Run:
             self._broke()
 
     def _answer(self, answer: Answer, begun: Begun) -> None:
-        exchange = self._express.proxy.forwarder.answered(self.way.backend, self.found.route.terms, begun, answer)
+        exchange = self._express.proxy.forwarder.answered(self.way.backend, self.asked.found.route.terms, begun, answer)
         transport = self._connection.transport
         if transport is None or transport.is_closing():
             self.client_left()
@@ -356,9 +394,9 @@ class _Run:
 
     def _head(self, message: RawResponseMessage, size: int, *, keep_alive: bool) -> tuple[bytes, bool]:
         """Return the head of an answer with a body of `size` bytes, and whether that follows it."""
-        answers, route, way = self._express.answers, self.found.route, self.way
+        answers, route, way = self._express.answers, self.asked.found.route, self.way
         # What is the route's alone is the same for all of its clients.
-        owner = route.name if route.alike and not self.client.request_id else way
+        owner = route.name if route.alike and not self.asked.client.request_id else way
         key = (owner, message.raw_headers, message.code, message.reason, message.version, size, keep_alive)
         made = answers.get(key)
         if made is None:
@@ -384,22 +422,38 @@ class _Run:
         if self._over:
             return
         if self._begun is not None:
-            self._express.proxy.forwarder.abandon(self.way.backend, self.found.route.terms, self._begun)
+            self._express.proxy.forwarder.abandon(self.way.backend, self.asked.found.route.terms, self._begun)
         self._facts.code = CLOSED_BY_CLIENT
         self._end(_GONE, 0)
 
     def _end(self, status: int, sent: int) -> None:
         self._over = True
-        route = self.found.route
+        route = self.asked.found.route
         if self._holder is not None and route.slots is not None:
             route.slots.release_of(self._holder)
-        self._express.proxy.account(self._message, self._facts, status, sent, route=route.name, upstream=self.way.backend.name)
+        self._account(status, sent)
+
+    def _account(self, status: int, sent: int) -> None:
+        """Count and log, as the handler does; the line of a request that is asked for again and again is kept."""
+        express, facts, asked = self._express, self._facts, self.asked
+        route, upstream, log = asked.found.route.name, self.way.backend.name, express.proxy.access_log
+        form = asked.forms.get(status)
+        if form is not None and log is not None and facts.code is None:
+            duration = express.clock() - facts.began
+            express.proxy.metrics.done(route, status, duration, sent=sent)
+            log.fill(form, request_id=facts.request_id, sent=sent, duration=duration)
+            return
+        express.proxy.account(self.message, facts, status, sent, route=route, upstream=upstream)
+        if log is None or facts.code is not None or asked.client.request_id:
+            return
+        again = status in asked.forms
+        asked.forms[status] = log.form(**logged(self.message, facts, status, route, upstream)) if again else None
 
     def _broke(self) -> None:
         _log.exception("a proxied request failed")
         begun, self._begun = self._begun, None
         if begun is not None:
-            self._express.proxy.forwarder.abandon(self.way.backend, self.found.route.terms, begun)
+            self._express.proxy.forwarder.abandon(self.way.backend, self.asked.found.route.terms, begun)
         self._hand_over(InternalError())
 
     def _hand_over(self, error: errors.GatewayError) -> None:

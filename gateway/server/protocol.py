@@ -119,11 +119,14 @@ class Connection(RequestHandler):
     goes express stays in `_messages`, and the task goes on to wait: so whatever comes in meanwhile is queued behind it. When
     it is answered it is taken from the queue; when it is handed over, the task is woken and finds it there, and the handler
     asks for the run (`taken`) to go on with it.
+
+    When a handler has answered, the task needs a turn of the loop to begin to wait, and a quick client's next request comes in
+    before. It is kept back for that turn (`_early`): else a connection that needed its task once would need it for ever.
     """
 
     __slots__ = (
-        "_body", "_chunks", "_end", "_express", "_head", "_head_handle", "_head_timeout", "_on_refused", "_peer", "_received",
-        "_run",
+        "_body", "_chunks", "_early", "_end", "_express", "_head", "_head_handle", "_head_timeout", "_on_refused", "_peer",
+        "_received", "_run",
     )  # fmt: skip
 
     def __init__(
@@ -150,9 +153,34 @@ class Connection(RequestHandler):
         # one's; and the number of bytes.
         self._head: bytes | None = b""
         self._received = 0
+        self._early = b""
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; begin to count the time of a head that is not complete."""
+        if self._early:
+            self._early += data
+        elif data and self._is_between():
+            self._early = data
+            self._loop.call_soon(self._receive_early)
+        else:
+            self._receive(data)
+
+    def _is_between(self) -> bool:
+        """Tell whether the last request is answered, and aiohttp's task on its way to wait for the next one."""
+        return (
+            self._waiter is None
+            and self._express is not None
+            and self._request_count > 0
+            and self._current_request is None
+            and not (self._messages or self._upgraded or self._close or self._force_close)
+        )
+
+    def _receive_early(self) -> None:
+        data, self._early = self._early, b""
+        if self.transport is not None:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         if self._head is not None:
             self._received += len(data)
             if len(self._head) < MAX_HEAD:

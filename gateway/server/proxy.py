@@ -194,8 +194,8 @@ class Proxy:
         self.forwarder = forwarder
         self.admission = admission
         self.trusted = trusted
-        self._metrics = metrics
-        self._access_log = access_log
+        self.metrics = metrics
+        self.access_log = access_log
         self.closing = closing
         self.tenures = tenures
         self._scheme = scheme
@@ -420,7 +420,7 @@ class Proxy:
             held=route.terms.held,
         )
         answer = await cache.fetch(asked, fetch)
-        self._metrics.cached(route.name, answer.result)
+        self.metrics.cached(route.name, answer.result)
         try:
             whole = answer.body if isinstance(answer.body, bytes) else None
             if not _is_stream(answer.headers):
@@ -643,7 +643,7 @@ class Proxy:
         origin: str | None,
     ) -> web.StreamResponse:
         facts.code = error.code
-        self._metrics.refused(error)
+        self.metrics.refused(error)
         if relay.began:
             relay.abort()
             self._done(request, passage, facts, relay)
@@ -689,29 +689,32 @@ class Proxy:
     ) -> None:
         """Count and log a request that has ended; sizes of the bodies in bytes."""
         duration = self._clock() - facts.began
-        self._metrics.done(route, status, duration, held=held, received=received, sent=sent)
-        if self._access_log is not None:
-            principal = facts.principal
-            self._access_log.write(
-                request_id=facts.request_id,
-                client=facts.address,
-                method=message.method,
-                target=message.path,
-                status=status,
-                sent=sent,
-                duration=duration,
-                code=facts.code or "ok",
-                transport=TRANSPORT,
-                issuer=None if principal is None else principal.issuer,
-                subject=None if principal is None else principal.subject,
-                route=route,
-                upstream=upstream,
-            )
+        self.metrics.done(route, status, duration, held=held, received=received, sent=sent)
+        if self.access_log is not None:
+            told = logged(message, facts, status, route, upstream)
+            self.access_log.write(request_id=facts.request_id, sent=sent, duration=duration, **told)
 
     def close(self) -> None:
         """Cut what has switched protocols: nobody else can end it."""
         for tunnel in list(self._tunnels):
             tunnel.abort()
+
+
+def logged(message: RawRequestMessage, facts: Facts, status: int, route: str, upstream: str | None) -> dict[str, Any]:
+    """Return what the access log tells of a request, but for its id, size and duration."""
+    principal = facts.principal
+    return {
+        "client": facts.address,
+        "method": message.method,
+        "target": message.path,
+        "status": status,
+        "code": facts.code or "ok",
+        "transport": TRANSPORT,
+        "issuer": None if principal is None else principal.issuer,
+        "subject": None if principal is None else principal.subject,
+        "route": route,
+        "upstream": upstream,
+    }
 
 
 @contextmanager

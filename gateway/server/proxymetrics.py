@@ -26,7 +26,7 @@ class ProxyMetrics:
         self._attempted: dict[tuple[str, str], tuple[Count, Spread]] = {}
         metrics.pull(self._readings)
 
-    def done(self, route: str, status: int, duration: float, *, held: bool, received: int, sent: int) -> None:
+    def done(self, route: str, status: int, duration: float, *, sent: int, held: bool = False, received: int = 0) -> None:
         """Count a request. `duration` in seconds, sizes of the bodies in bytes."""
         series = self._done.get((route, status, held))
         if series is None:
