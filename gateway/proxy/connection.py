@@ -251,7 +251,9 @@ class Connection(BaseProtocol):
             return
         began, self.began = self.began, True
         listener = self._listener
-        if began or listener is None or not self._is_known(data):
+        if not data:
+            self._feed(parser, data, b"")  # the parser was paused, and has something left: the end, or what stands before it
+        elif began or listener is None or not self._is_known(data):
             self._read(parser, data)
         else:
             self._feed(parser, data, b"", known=True)

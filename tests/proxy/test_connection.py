@@ -13,7 +13,7 @@ import pytest_asyncio
 from proxy.backend import Visit, answering, backend, ok
 from waiting import eventually
 
-from gateway.proxy.connection import Answer, Connection, TargetFailed, TargetTimedOut
+from gateway.proxy.connection import _LENGTHS, _MAX_LENGTHS, Answer, Connection, TargetFailed, TargetTimedOut
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -377,3 +377,146 @@ async def test_an_answer_that_is_not_well_formed(opened: list[Connection]) -> No
         connection = await connected(here.port, opened)
         with pytest.raises(TargetFailed, match="well-formed"):
             await ask(connection)
+
+
+class Wire(asyncio.Transport):
+    """A transport without a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Forget it."""
+
+    def is_closing(self) -> bool:
+        return self.gone
+
+    def abort(self) -> None:
+        self.gone = True
+
+    def pause_reading(self) -> None:
+        """Do nothing."""
+
+    def resume_reading(self) -> None:
+        """Do nothing."""
+
+
+class Heard:
+    """A listener."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.failures: list[TargetFailed] = []
+
+    def answered(self, answer: Answer) -> None:
+        self.answers.append(answer)
+
+    def failed(self, failure: TargetFailed) -> None:
+        self.failures.append(failure)
+
+
+def wired() -> Connection:
+    """Return a connection that what a test says comes in on."""
+    connection = Connection(asyncio.get_running_loop(), lambda _: None)
+    connection.connection_made(Wire())
+    return connection
+
+
+def say(connection: Connection, *parts: bytes) -> Heard:
+    """Ask, let this come in, and return what was heard."""
+    heard = Heard()
+    connection.listen(heard, due=0.0, informational=lambda _: None)
+    for part in parts:
+        connection.data_received(part)
+    return heard
+
+
+@pytest.mark.parametrize("end", [0, 1, 5], ids=["all", "all but a byte", "some"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+async def test_an_answer_whose_end_came_in_while_nobody_read_comes_to_its_end(end: int, *, chunked: bool) -> None:
+    """The last segment fills the reader: what is behind the pause is found when somebody reads on, with nothing coming in."""
+    size = 300_000
+    body = b"x" * size
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if chunked else body
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size
+    connection = wired()
+    heard = say(
+        connection, b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n", framed[: len(framed) - end], framed[len(framed) - end :]
+    )
+    async with asyncio.timeout(5):
+        assert await read(heard.answers[0]) == body
+    assert not connection.busy
+    assert connection.reusable
+
+
+class TestKnownHeads:
+    HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Of: known-heads\r\n\r\n"
+
+    async def test_the_same_again(self) -> None:
+        """A head that came before is read as it was then, whatever the body."""
+        connection = wired()
+        for body in (b"hello", b"other", b"HTTP/"):
+            heard = say(connection, self.HEAD + body)
+            assert heard.answers[0].message.headers["X-Of"] == "known-heads"
+            assert heard.answers[0].body.read_nowait() == body
+            assert (connection.busy, connection.reusable) == (False, True)
+
+    @pytest.mark.parametrize("cut", range(1, 60))
+    async def test_in_pieces(self, cut: int) -> None:
+        """Cut anywhere it is the same answer."""
+        connection = wired()
+        say(connection, self.HEAD + b"hello")
+        wire = self.HEAD + b"hello"
+        heard = say(connection, wire[:cut], wire[cut:])
+        assert heard.answers[0].body.read_nowait() == b"hello"
+        assert (connection.busy, connection.reusable) == (False, True)
+
+    async def test_something_behind_it(self) -> None:
+        """RFC 9112 §9.2: what follows an answer belongs to no request, and ends the connection."""
+        connection = wired()
+        say(connection, self.HEAD + b"hello")
+        heard = say(connection, self.HEAD + b"hello" + b"HTTP/1.1 200 OK\r\n\r\n")
+        assert heard.answers[0].body.read_nowait() == b"hello"
+        assert not connection.reusable
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX : blank\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: \x01\r\n\r\n",
+        ],
+    )
+    async def test_a_bad_one_stays_bad(self, head: bytes) -> None:
+        """What was refused once is refused again."""
+        for _ in range(2):
+            heard = say(wired(), head + b"hello")
+            assert heard.failures
+            assert not heard.answers
+
+    async def test_a_known_head_behind_the_beginning_of_another(self) -> None:
+        """Only at the beginning of an answer it is one."""
+        say(wired(), self.HEAD + b"hello")
+        heard = say(wired(), b"HTTP/1.1 200 OK\r\nX: a\r\n", self.HEAD + b"hello")
+        assert heard.failures
+        assert not heard.answers
+
+    async def test_closing_chunked_and_empty_ones(self) -> None:
+        """Where the length of the body is not all there is to know, each is looked at."""
+        for wire in (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+            b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n",
+        ):
+            for _ in range(2):
+                connection = wired()
+                heard = say(connection, wire)
+                assert heard.answers
+                assert not connection.busy
+                assert connection.reusable is (b"close" not in wire)
+
+    async def test_there_is_a_bound(self) -> None:
+        """A target that never says the same does not fill the memory."""
+        connection = wired()
+        for number in range(_MAX_LENGTHS + 10):
+            say(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: %d\r\n\r\nok" % number)
+        assert len(_LENGTHS) <= _MAX_LENGTHS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from waiting import eventually
 
 from gateway.proxying import Proxied
 from gateway.server import express
+from gateway.server.protocol import Connection
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 _IDS = re.compile(
@@ -413,3 +415,81 @@ async def test_a_long_head_has_a_task(counted: Counted) -> None:
         for _ in range(2):
             assert (await one.ask(request)).startswith(b"HTTP/1.1 200 ")
         assert counted.begun == 0
+
+
+async def test_a_client_that_is_quick(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that comes in before the connection's task waits again, as quick clients have it, goes express all the same."""
+    begun: list[int] = []
+    handle = Connection._handle_request
+
+    async def handled(connection: Connection, *given: Any) -> Any:
+        answer = await handle(connection, *given)
+        # The answer is out, and the task that waits for this one has not gone on yet.
+        asyncio.get_running_loop().call_soon(connection.data_received, GET[:9])
+        asyncio.get_running_loop().call_soon(connection.data_received, GET[9:])
+        begun.append(counted.begun)
+        return answer
+
+    monkeypatch.setattr(Connection, "_handle_request", handled)
+    async with backend(answering(ok(b"hello"))) as here, live(**behind(here)) as gateway, client(gateway) as one:
+        first, second = await one.ask(), await one.answer()
+        assert _anonymous(first) == _anonymous(second)
+        assert (begun, counted.begun, counted.resumed) == ([0], 1, 0)
+
+
+async def test_a_quick_client_that_leaves(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it sent last is nobody's any more."""
+    handle = Connection._handle_request
+
+    async def handled(connection: Connection, *given: Any) -> Any:
+        answer = await handle(connection, *given)
+        asyncio.get_running_loop().call_soon(connection.data_received, GET)
+        asyncio.get_running_loop().call_soon(connection.abort)
+        return answer
+
+    monkeypatch.setattr(Connection, "_handle_request", handled)
+    monkeypatch.setattr(Connection, "abort", lambda self: self.connection_lost(None), raising=False)
+    async with backend(answering(ok(b"hello"))) as here, live(**behind(here)) as gateway, client(gateway) as one:
+        await one.ask()
+        await gateway.metrics()
+        assert (counted.begun, len(here.heads)) == (0, 1)
+
+
+LOGGED = {
+    "public": ({}, _request(line=b"GET /a%20b?channel=x&cursor=secret&from=%41 HTTP/1.1")),
+    "somebody": (CLAIMS, _request(BEARER)),
+    "own id": ({}, _request(b"X-Request-Id: abc-1")),
+    "percent": ({}, _request(line=b"GET /%25s?from=%25b HTTP/1.1")),
+}
+
+
+@pytest.mark.parametrize("case", LOGGED)
+async def test_the_access_log_is_the_same(
+    case: str, counted: Counted, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Line for line, but for the time, the id and the duration, also where the line is kept."""
+    route, request = LOGGED[case]
+
+    async def lines() -> list[dict[str, Any]]:
+        async with (
+            backend(answering(ok(b"hello"))) as here,
+            live(**behind(here, **route), log={"level": "warning", "access": True}) as gateway,
+            client(gateway) as one,
+        ):
+            for _ in range(5):
+                await one.ask(request)
+        told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if '"proxy"' in line]
+        for line in told:
+            assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{3}Z", line.pop("time"))
+            assert 0 < line.pop("duration") < 5
+        return told
+
+    without = await lines()
+    assert counted.begun == 4
+    monkeypatch.setattr(Proxied, "express", None)
+    others = await lines()
+    own_id = [[line.pop("request_id") for line in told] for told in (without, others)]
+    assert len(set(own_id[0])) == (1 if case == "own id" else 5)
+    assert without == others
+    assert len(without) == 5
+    assert "secret" not in str(without)
