@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench import ejected, held, killed, paced, proxy, restarts
+from bench import ejected, held, killed, paced, proxy, ratio, restarts
 from bench.backends import Backend, backends, share_percent, spread_percent
 from bench.broker import broker
 from bench.listening import listens
@@ -184,3 +184,12 @@ def test_a_slow_backend_is_left_out_and_comes_back(setting: Setting, name: str):
     assert figures["ejected_s"] is not None
     assert figures["slow_percent"] < 30
     assert figures["errors"] == 0
+
+
+def test_the_gateway_beside_another_proxy(setting: Setting):
+    """Both are asked in turn, and the figures are those of the other one and of their ratio."""
+    figures = ratio.measure(PROXIES["aiohttp"], setting, clients=4, pairs=2, seconds=0.2)
+    assert figures["errors"] == 0
+    assert 0 < figures["ratio_low"] <= figures["ratio"] <= figures["ratio_high"]
+    assert figures["us_gateway"] > 0
+    assert set(ratio.COLUMNS) == set(figures)

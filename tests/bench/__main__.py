@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from bench import broadcast, catch_up, ejected, held, killed, parked, proxy, restarts, short, steady, storm
+from bench import broadcast, catch_up, ejected, held, killed, parked, proxy, ratio, restarts, short, steady, storm
 from bench.broker import Kind
 from bench.catalog import SERVERS
 from bench.processes import Failed
@@ -231,6 +231,19 @@ def proxy_(clients: int, rate: int, seconds: float, servers: Names, rounds: int,
     run("dev", [Series("proxy", "Proxy", servers, rounds, grid, proxy.measure, proxy.COLUMNS, PROXIES)])
 
 
+@main.command("ratio")
+@number("--clients", 64, "Connections.")
+@number("--pairs", 20, "How often each of the two is asked.")
+@seconds(0.8)
+@proxying(f"aiohttp,{PROXY_PEERS}")
+def ratio_(clients: int, pairs: int, seconds: float, servers: Names, rounds: int, quick: bool) -> None:
+    """Ask it beside the gateway, in turns of a second, for the same: how many times the CPU."""
+    if quick:
+        pairs, seconds, rounds = 3, 0.3, 1
+    grid = [{"clients": clients, "pairs": pairs, "seconds": seconds}]
+    run("dev", [Series("ratio", "Ratio", servers, rounds, grid, ratio.measure, ratio.COLUMNS, PROXIES)])
+
+
 @main.command("held")
 @numbers("--clients", "3000,9000", "Long polls; a proxy opens two connections for each.")
 @proxying(f"gateway,{PROXY_PEERS}")
@@ -272,7 +285,7 @@ def all_(context: click.Context, broker: Literal["auto", "apache", "dev"], quick
     """Every scenario with its defaults, and the plot."""
     for command in (broadcast_, keyed, parked_, catchup, kafka, short_, storm_, steady_):
         context.invoke(command, broker=broker, quick=quick)
-    for command in (proxy_, held_, failover):
+    for command in (proxy_, ratio_, held_, failover):
         context.invoke(command, quick=quick)
     if not quick:
         context.invoke(parked_, clients=(60_000,), workers=4, cycles=8, servers=("gateway",), rounds=1, broker=broker)
