@@ -10,15 +10,19 @@ import contextlib
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 from livegateway import Background
 
 DEADLINE = 20.0
 _AT_ONCE = 2**18
+_RELUCTANT = 0.5
+_CONNECTIONS = Path("/proc/net/tcp")
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -36,6 +40,8 @@ class End:
         self.sent = 0
         self.unsent = b""
         self.ended = self.cut = self.paused = self.closed = False
+        self._new = True
+        self._seen_from_there = tuple(_in_table(address) for address in (connection.getpeername(), connection.getsockname()))
 
     def read(self) -> None:
         """Take what has come."""
@@ -62,12 +68,30 @@ class End:
         self.sent += count
         self.unsent = self.unsent[count:]
 
+    def untaken(self) -> bool:
+        """Tell whether the other side has not read anything yet, where the system tells (Linux)."""
+        if not self._new or not _CONNECTIONS.exists():
+            return False
+        for line in _CONNECTIONS.read_text().splitlines()[1:]:
+            _, local, remote, _, queues, *_ = line.split()
+            if (local, remote) == self._seen_from_there:
+                self._new = int(queues.partition(":")[2], 16) > 0
+                return self._new
+        self._new = False
+        return False
+
     def close(self, *, reset: bool = False) -> None:
         """Close it."""
         if reset:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.closed = True
         self.socket.close()
+
+
+def _in_table(address: tuple[str, int]) -> str:
+    """Write an IPv4 address as the system's table of connections does."""
+    host, port = address
+    return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 
 class Stage:
@@ -105,7 +129,13 @@ class Stage:
             self._serve(0.005)
 
     def settle(self) -> None:
-        """Have the gateway take all that was sent: once around its loop, and once more for what that began."""
+        """Have the gateway take all that was sent: once around its loop, and once more for what that began.
+
+        A new connection waits until it is let in: so first until nothing is left to read of what came over it, if it is read.
+        """
+        overdue = time.monotonic() + _RELUCTANT
+        while self.client.untaken() and time.monotonic() < overdue:
+            time.sleep(0.001)
         for _ in range(2):
             turned = threading.Event()
             self._gateway._loop.call_soon_threadsafe(turned.set)
