@@ -43,7 +43,8 @@ from gateway.server.admission import Admission
 from gateway.server.catalog import Offer
 from gateway.server.documents import Documents, Source
 from gateway.server.express import Express
-from gateway.server.proxy import Proxy, Route
+from gateway.server.passage import Route
+from gateway.server.proxy import Proxy
 from gateway.server.proxymetrics import ProxyMetrics
 from gateway.server.tenures import Tenures
 

@@ -39,9 +39,12 @@ from gateway.server.exchange import Exchange as Facts
 from gateway.server.exchange import given_request_id
 from gateway.server.heads import check_head
 from gateway.server.middleware import CLOSED_BY_CLIENT
+from gateway.server.outgoing import outgoing
+from gateway.server.passage import Passage, Route
 from gateway.server.protocol import Connection, InternalError
-from gateway.server.proxy import EVENT_STREAM, TRANSPORT, Passage, Proxy, Route, logged, returned
+from gateway.server.proxy import TRANSPORT, Proxy, logged
 from gateway.server.relay import complete, status_line
+from gateway.server.returning import dress, is_stream, returned
 
 _log = logging.getLogger(__name__)
 V = TypeVar("V")
@@ -206,8 +209,8 @@ class Express:
         if way is None or way.principal is not run.principal or way.parameters != asked.found.parameters:
             passage = run.passage()
             try:
-                backend, key = self.proxy.backend(passage)
-                head = head_bytes("", self.proxy.outgoing(passage, run.random).headers.items())
+                backend, key = passage.backend()
+                head = head_bytes("", outgoing(passage, run.random).headers.items())
             except (errors.GatewayError, ValueError):
                 return False
             way = _Way(asked.found.parameters, run.principal, backend, key, run.template(head))
@@ -386,11 +389,7 @@ class _Run:
 
     def _is_last(self, message: RawResponseMessage) -> bool:
         """Tell whether an answer is the client's, and comes to an end by itself."""
-        return (
-            message.code >= _OK
-            and message.code not in self.way.backend.retries.statuses
-            and not message.headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM)
-        )
+        return message.code >= _OK and message.code not in self.way.backend.retries.statuses and not is_stream(message.headers)
 
     def _head(self, message: RawResponseMessage, size: int, *, keep_alive: bool) -> tuple[bytes, bool]:
         """Return the head of an answer with a body of `size` bytes, and whether that follows it."""
@@ -401,7 +400,7 @@ class _Run:
         made = answers.get(key)
         if made is None:
             headers = returned(message, trailers=message.chunked)
-            self._express.proxy.dress(self.passage(), headers)
+            dress(self.passage(), headers)
             has_body = complete(message.code, headers, size)
             if not keep_alive:
                 headers[hdrs.CONNECTION] = "close"
