@@ -34,4 +34,4 @@ async def raw(gateway: Live, *parts: bytes, until: bytes = b"") -> bytes:
 
 async def held_at_shop(gateway: Live, count: int) -> bool:
     """Tell whether so many requests to the upstream `shop` are held."""
-    return (await gateway.metrics())["gateway_upstreamheld_at_shop{held,shop}"] == count
+    return (await gateway.metrics())["gateway_upstream_outstanding{held,shop}"] == count
