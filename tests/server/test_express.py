@@ -23,6 +23,7 @@ GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 _IDS = re.compile(
     rb"(?<=X-Request-Id: )[0-9a-f]{16}|(?<=traceparent: 00-)[0-9a-f]{32}-[0-9a-f]{16}|(?<=\"request_id\":\")[^\"]+"
 )
+_DATE = re.compile(rb"Date: [^\r]+")
 _PORT = re.compile(rb"127\.0\.0\.1:[0-9]+")
 
 
@@ -87,7 +88,7 @@ async def client(gateway: Live) -> AsyncIterator[Client]:
 
 
 def _anonymous(wire: bytes) -> bytes:
-    return _PORT.sub(b"BACKEND", _IDS.sub(b"ID", wire))
+    return _DATE.sub(b"Date: NOW", _PORT.sub(b"BACKEND", _IDS.sub(b"ID", wire)))
 
 
 def _request(*fields: bytes, line: bytes = b"GET /x?a=%41 HTTP/1.1") -> bytes:
