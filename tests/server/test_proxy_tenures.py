@@ -64,7 +64,7 @@ async def test_expiry_ends_what_is_held(kind: str) -> None:
         async with asyncio.timeout(8):
             answer = await held(gateway, kind, token(lifetime=0.5))
         assert (b'"code":"token_expired"' in answer) == (kind == "poll")
-        assert answer.endswith(b"0\r\n\r\n") == (kind in {"stream", "stored"})
+        assert answer.endswith(b"\r\n0\r\n\r\n") == (kind in {"stream", "stored"})
         await eventually(lambda: outstanding(gateway, 1))
         outcome = "ok" if kind == "tunnel" else "client"
         assert (await gateway.metrics())[f"gateway_upstream_attempts_total{{{outcome},shop}}"] == 1
@@ -102,7 +102,7 @@ async def test_a_process_that_goes_ends_what_would_not_end(kind: str) -> None:
         await gateway.gateway.drain()
         async with asyncio.timeout(8):
             answer = await mine
-        assert answer.endswith(b"0\r\n\r\n") == (kind != "tunnel")
+        assert answer.endswith(b"\r\n0\r\n\r\n") == (kind != "tunnel")
         await eventually(lambda: outstanding(gateway, 0))
 
 
