@@ -217,7 +217,7 @@ class AsyncClient:
         if self._transport is not None:
             return httpx.AsyncClient(transport=transport.Kept(self._transport), headers=transport.HEADERS)
         if self._context is None:
-            self._context = transport.context(self._verify)
+            self._context = transport.context(self._asker.url, self._verify)
         return httpx.AsyncClient(transport=interrupt.transport(self._context), headers=transport.HEADERS)
 
     async def carry_out(self, effect: Effect, http: httpx.AsyncClient, interrupt: AsyncInterrupt) -> Any:

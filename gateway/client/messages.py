@@ -84,8 +84,8 @@ def read_answer(body: bytes, content_type: str) -> Batch:
         document = json.loads(body)
         return Batch(
             read_cursor(document["cursor"]),
-            tuple(map(_message, document["messages"])),
-            tuple(map(_lost, document.get("lost", ()))),
+            tuple(map(_message, _typed(document["messages"], list))),
+            tuple(map(_lost, _typed(document.get("lost", []), list))),
             _typed(document["up_to_date"], bool),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -214,7 +214,7 @@ class Client:
         if self._transport is not None:
             return httpx.Client(transport=transport.Kept(self._transport), headers=transport.HEADERS)
         if self._context is None:
-            self._context = transport.context(self._verify)
+            self._context = transport.context(self._asker.url, self._verify)
         return httpx.Client(transport=interrupt.transport(self._context), headers=transport.HEADERS)
 
     def carry_out(self, effect: Effect, http: httpx.Client, interrupt: Interrupt) -> Any:

@@ -59,8 +59,10 @@ class Kept(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return cast("httpx.Response", await self._inner.handle_async_request(request))
 
 
-def context(verify: ssl.SSLContext | bool) -> ssl.SSLContext:  # as in httpx
-    """Return what TLS goes by."""
+def context(url: str, verify: ssl.SSLContext | bool) -> ssl.SSLContext:
+    """Return what TLS goes by. Reading all authorities takes tens of milliseconds, which plain HTTP need not pay."""
+    if not url.startswith("https:"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify=verify)
 
 
