@@ -40,6 +40,8 @@ from gateway.server.admin import Admin
 from gateway.server.admission import Admission
 from gateway.server.application import ListChannels, Listener, OpenApi, application, public_routes, tls_context
 from gateway.server.arming import Arming
+from gateway.server.clientmodule import ClientModule
+from gateway.server.explain import ExplainCursor
 from gateway.server.express import Express
 from gateway.server.idempotency import Memory
 from gateway.server.lanes import Lanes
@@ -216,6 +218,8 @@ class Gateway:
             subscribe=subscribe,
             publish=publish,
             channels=ListChannels(admission, channels, offers),
+            cursors=ExplainCursor(admission=admission, channels=channels, reader=reader),
+            client=ClientModule(admission),
             openapi=OpenApi(admission, channels, offers, documents, prefix=prefix, version=version()),
         )
         own = admin.routes() if config.server.single_listener else []

@@ -14,7 +14,6 @@ from multidict import CIMultiDict
 
 from gateway.auth.policy import AUTHENTICATED
 from gateway.auth.principal import KeyRef
-from gateway.config.proxychecks import own_paths
 from gateway.config.routes import RouteSection
 from gateway.config.sections import Config
 from gateway.config.upstreams import BreakerSection, OutliersSection, UpstreamSection
@@ -43,6 +42,7 @@ from gateway.server.admission import Admission
 from gateway.server.catalog import Offer
 from gateway.server.documents import Documents, Source
 from gateway.server.express import Express
+from gateway.server.ownpaths import OwnPaths, own_paths
 from gateway.server.passage import Route
 from gateway.server.proxy import Proxy
 from gateway.server.proxymetrics import ProxyMetrics
@@ -81,9 +81,10 @@ class Proxied:
         self._forwarder = Forwarder(self._observer)
         self._table = routes(config, self._backends)
         self._tenures = Tenures()
+        own = own_paths(config.server.prefix, single_listener=config.server.single_listener)
         self._proxy = Proxy(
             routes=self._table,
-            own=own_paths(config.server),
+            own=own,
             forwarder=self._forwarder,
             admission=admission,
             trusted=trusted,
@@ -94,7 +95,6 @@ class Proxied:
             scheme="https" if config.server.tls else "http",
         )
         self.offers = [offer(name, section) for name, section in config.routes.items()]
-        own = own_paths(config.server)
         self.documents = Documents(
             Source(each, section.openapi, partial(_reaches, self._table, own, each.name, section.match))
             for each, section in zip(self.offers, config.routes.values(), strict=True)
@@ -308,7 +308,7 @@ def offer(name: str, section: RouteSection) -> Offer:
     )
 
 
-def _reaches(table: Routes[Route], own: frozenset[str], name: str, match: Match, method: str, path: str) -> bool:
+def _reaches(table: Routes[Route], own: OwnPaths, name: str, match: Match, method: str, path: str) -> bool:
     """Tell whether a request that meets all conditions of a route but for its path comes to the route."""
     if path in own:
         return False

@@ -372,8 +372,7 @@ def parse_poll(
     """
     given = single(pairs, _SUBSCRIBE, ("channel",))
     channels = tuple(value for name, value in pairs if name == "channel")
-    if not 1 <= len(channels) <= MAX_CHANNELS or not all(1 <= len(name) <= MAX_CHANNEL_NAME for name in channels):
-        raise errors.ParameterInvalid("channel", f"1 to {MAX_CHANNELS} channel names")
+    _check_channels(channels)
     if "cursor" in given and cursor_header is not None:
         raise errors.ParameterInvalid("cursor", "the query parameter or the Cursor header, not both")
     cursor = given.get("cursor", cursor_header)
@@ -394,6 +393,21 @@ def parse_poll(
         "value" if view == "value" else "full",
         applied,
     )
+
+
+def parse_explain(pairs: Sequence[tuple[str, str]], cursor: str) -> tuple[str, tuple[str, ...]]:
+    """Read what is asked of a cursor; return it and the channels. ParameterInvalid, CursorInvalid."""
+    single(pairs, ("channel",), ("channel",))
+    channels = tuple(value for name, value in pairs if name == "channel")
+    _check_channels(channels)
+    if not _CURSOR.fullmatch(cursor):
+        raise errors.CursorInvalid
+    return cursor, channels
+
+
+def _check_channels(channels: Sequence[str]) -> None:
+    if not 1 <= len(channels) <= MAX_CHANNELS or not all(1 <= len(name) <= MAX_CHANNEL_NAME for name in channels):
+        raise errors.ParameterInvalid("channel", f"1 to {MAX_CHANNELS} channel names")
 
 
 def _whole(given: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

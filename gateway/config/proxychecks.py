@@ -18,6 +18,7 @@ from gateway.config.sections import Config, Server
 from gateway.proxy.rewriting import parse_path_rewrite
 from gateway.proxy.routes import Entry, RouteConflict, Routes
 from gateway.server import apidocs
+from gateway.server.ownpaths import own_paths
 
 _CREDENTIALS = frozenset(("authorization", "proxy-authorization", "x-api-key"))
 
@@ -58,18 +59,12 @@ def _route(route: RouteSection, config: Config, names: Names) -> Iterator[Findin
         yield from ((("openapi",), sentence) for sentence in _openapi(route.openapi))
 
 
-def own_paths(server: Server) -> frozenset[str]:
-    """Give the paths that the gateway answers itself on the public listener."""
-    own = {f"{server.prefix}/{name}" for name in ("subscribe", "publish", "channels")} | {"/openapi.json", "/livez"}
-    return frozenset(own | {"/readyz", "/metrics"} if server.single_listener else own)
-
-
 def _place(route: RouteSection, server: Server) -> Iterator[Finding]:
     given = [name for name in ("path", "prefix") if getattr(route, name) is not None]
     if len(given) != 1:
         yield (), f"expected exactly one of path and prefix, got {'both' if given else 'neither'}"
     for name in given:
-        if getattr(route, name) in own_paths(server):
+        if getattr(route, name) in own_paths(server.prefix, single_listener=server.single_listener):
             yield (name,), "expected a path that is none of the gateway's own, got one that it answers itself"
 
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from gateway.errors import BrokerUnavailable, CursorExpired, CursorReset
 from gateway.fanout.cursor import Position, TopicPosition, bind, check_width, decode, encode
@@ -28,6 +28,17 @@ LATEST = -1
 _COLD_AT_ONCE = 8
 _NEWEST_BYTES = 8 * 2**20
 _NEWEST_STEP = 16
+
+
+class Standing(NamedTuple):
+    """Where a cursor stands in one topic. `places`: its offset, the log start and the end by partition.
+
+    `state`: `good`; `reset` where it is of an earlier topic of that name, or of a partition that is gone; `absent` where it
+    says nothing of the topic, and a poll would begin at `from`.
+    """
+
+    state: Literal["good", "reset", "absent"]
+    places: Mapping[int, tuple[int, int, int]]
 
 
 class Log(Protocol):
@@ -96,6 +107,33 @@ class Reader:
             position |= await self._newest(subscription, {name: position[name] for name in missing}, start.value)
         check_width(position)
         return position
+
+    async def stand(self, subscription: Subscription, cursor: str) -> tuple[dict[str, Standing], int]:
+        """Return where a cursor stands in each of the subscription's topics, and how many others it names.
+
+        Raises CursorInvalid, CursorMismatch, and BrokerUnavailable where a topic's ends cannot be found.
+        """
+        entries = decode(cursor)
+        bound = bind(entries, subscription.topics)
+        topics = await self._follow(subscription.topics)
+        stands = await _together(self._stand(subscription, topics[name], bound.get(name)) for name in subscription.topics)
+        return dict(zip(subscription.topics, stands, strict=True)), len(entries) - len(bound)
+
+    async def _stand(self, subscription: Subscription, topic: Topic, own: TopicPosition | None) -> Standing:
+        if own is None:
+            return Standing("absent", {})
+        if own.id_hash and topic.id_hash and own.id_hash != topic.id_hash:
+            return Standing("reset", {})
+        starts, ends = await _together(self._log.offsets(topic.name, at) for at in (EARLIEST, LATEST))
+        wanted = set(subscription.wanted(topic.name, topic.partition_count, own.partition_count or None)) | set(own.offsets)
+        if not wanted <= starts.keys() & ends.keys():
+            if not set(own.offsets) <= set(range(topic.partition_count)):
+                return Standing("reset", {})
+            raise BrokerUnavailable
+        # A partition that it does not name is read from its log start.
+        places = {p: (own.offsets.get(p, starts[p]), starts[p], ends[p]) for p in wanted}
+        is_ahead = any(offset > end for offset, _, end in places.values())
+        return Standing("reset" if is_ahead else "good", places)
 
     def peek(self, subscription: Subscription, position: Position) -> Reading | None:
         """Return what the tails hold from `position` on; None where more than the tails has to be asked, or loss told."""

@@ -38,7 +38,14 @@ def application(middlewares: Sequence[Any], routes: Sequence[web.RouteDef], *, m
 
 
 def public_routes(
-    prefix: str, *, subscribe: Handler, publish: Handler, channels: Handler, openapi: Handler
+    prefix: str,
+    *,
+    subscribe: Handler,
+    publish: Handler,
+    channels: Handler,
+    cursors: Handler,
+    client: Handler,
+    openapi: Handler,
 ) -> list[web.RouteDef]:
     """Return the routes of clients; HEAD is a GET that does not wait."""
     # The bound methods: of an object that can be called aiohttp does not see that it is asynchronous, and warns.
@@ -46,6 +53,8 @@ def public_routes(
         web.get(f"{prefix}/subscribe", subscribe.__call__),
         web.post(f"{prefix}/publish", publish.__call__),
         web.get(f"{prefix}/channels", channels.__call__),
+        web.get(f"{prefix}/cursors/{{cursor}}", cursors.__call__),
+        web.get(f"{prefix}/client.js", client.__call__),
         web.get("/openapi.json", openapi.__call__),
     ]
 

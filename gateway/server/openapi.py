@@ -51,6 +51,33 @@ _SCHEMAS: Mapping[str, Document] = {
             "up_to_date": {"type": "boolean", "description": "False: more is there, poll again at once"},
         },
     },
+    "Standing": {
+        "type": "object",
+        "required": ["channels", "dropped"],
+        "properties": {
+            "channels": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["channel", "state", "keyed", "partitions"],
+                    "properties": {
+                        "channel": {"type": "string"},
+                        "state": {"enum": ["good", "reset", "absent"]},
+                        "keyed": {"type": "boolean", "description": "Lag and losses are upper bounds then"},
+                        "partitions": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "additionalProperties": {"type": "integer", "minimum": 0},
+                                "required": ["partition", "offset", "log_start", "end", "lag", "lost"],
+                            },
+                        },
+                    },
+                },
+            },
+            "dropped": {"type": "integer", "description": "Topics in the cursor that these channels do not read"},
+        },
+    },
     "Stored": {
         "type": "object",
         "required": ["partition", "offset", "cursor"],
@@ -78,7 +105,7 @@ _MEDIA = {"json": "application/json", "text": "text/plain", "binary": "applicati
 
 
 OWN_COMPONENTS: Mapping[str, Iterable[str]] = {"schemas": _SCHEMAS, "securitySchemes": ("bearer",)}
-OPERATIONS = ("channels", "subscribe", "publish")
+OPERATIONS = ("channels", "subscribe", "publish", "cursor")
 
 
 def describe(
@@ -100,7 +127,9 @@ def describe(
     writable = [line.channel for line in listed if line.publish]
     paths: Document = {f"{prefix}/channels": {"get": _operation("channels", "What the caller may read, publish and call", {})}}
     if readable:
-        paths[f"{prefix}/subscribe"] = {"get": _subscribe([channel.pattern for channel in readable])}
+        patterns = [channel.pattern for channel in readable]
+        paths[f"{prefix}/subscribe"] = {"get": _subscribe(patterns)}
+        paths[f"{prefix}/cursors/{{cursor}}"] = {"get": _explain(patterns)}
     if writable:
         media = sorted({_MEDIA[channel.format] for channel in writable})
         paths[f"{prefix}/publish"] = {"post": _publish([channel.pattern for channel in writable], media)}
@@ -174,6 +203,13 @@ def _subscribe(patterns: list[str]) -> Document:
         "204": {"description": "Nothing yet; go on with Next-Cursor"},
     }
     return _operation("subscribe", "Wait for messages", responses, parameters=parameters)
+
+
+def _explain(patterns: list[str]) -> Document:
+    channel = _query("channel", _names(patterns), required=True, type="array", items={"type": "string"}, minItems=1)
+    cursor = {"name": "cursor", "in": "path", "required": True, "schema": {"type": "string", "maxLength": wire.MAX_CURSOR}}
+    responses = {"200": {"description": "Where it stands in each channel", "content": _json("Standing")}}
+    return _operation("cursor", "Tell what a cursor says", responses, parameters=[cursor, channel])
 
 
 def _publish(patterns: list[str], media: list[str]) -> Document:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
@@ -71,7 +71,7 @@ class Proxy:
         self,
         *,
         routes: Routes[Route],
-        own: frozenset[str],
+        own: Container[str],
         forwarder: Forwarder,
         admission: Admission,
         trusted: TrustedProxies,

@@ -29,7 +29,7 @@ def seen(
 def test_it_lists_what_the_caller_may_use_and_nothing_else():
     """A path that the caller could only be refused on is not there, and channels are told apart by right."""
     document = describe([seen("news"), seen("chat/{room}", publish=True, fmt="text")], prefix="/v1", version="1", now=0.0)
-    assert sorted(document["paths"]) == ["/v1/channels", "/v1/publish", "/v1/subscribe"]
+    assert sorted(document["paths"]) == ["/v1/channels", "/v1/cursors/{cursor}", "/v1/publish", "/v1/subscribe"]
     subscribe = document["paths"]["/v1/subscribe"]["get"]
     assert "news, chat/{room}" in subscribe["parameters"][0]["description"]
     publish = document["paths"]["/v1/publish"]["post"]
