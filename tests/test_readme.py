@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import click
 import pytest
@@ -85,6 +87,67 @@ def test_the_client_of_the_readme_gets_what_is_published(demo: tuple[str, str, s
         assert client.stdout.readline() == f"news {{'from': '{library}'}}\n"
 
 
+def parked_at(url: str) -> bool:
+    return 'gateway_parked_waiters{channel="news"} 1.0' in requests.get(f"{url}/metrics", timeout=5).text
+
+
+def test_the_client_library_as_the_readme_has_it(demo: tuple[str, str, str], tmp_path: Path) -> None:
+    """The program prints what is published, and its position is there for the next time."""
+    url, token, _ = demo
+    (program,) = (text for text in blocks("python") if "import Client" in text)
+    script = tmp_path / "client.py"
+    given = program.replace("news.position", str(tmp_path / "news.position"))
+    script.write_text(f"URL, TOKEN = {url!r}, {token!r}\n{given}", encoding="utf-8")
+    with running(str(script)) as client:
+        eventually_blocking(lambda: parked_at(url), timeout=20)
+        publish(url, token, {"from": "Client"})
+        assert client.stdout is not None
+        assert client.stdout.readline() == "news {'from': 'Client'}\n"
+    assert (tmp_path / "news.position").exists()
+
+
+def test_the_async_client_as_the_readme_has_it(demo: tuple[str, str, str], tmp_path: Path) -> None:
+    """The same for asyncio, from the newest ten on."""
+    url, token, _ = demo
+    publish(url, token, {"from": "AsyncClient"})
+    (program,) = (text for text in blocks("python") if "import AsyncClient" in text)
+    head, body = program.split("\n\n", 1)
+    lines = "".join(f"    {line}\n" for line in body.replace("message.value)", "message.value, flush=True)").splitlines())
+    script = tmp_path / "client.py"
+    text = f"import asyncio\nURL, TOKEN = {url!r}, {token!r}\n{head}\nasync def main():\n{lines}\nasyncio.run(main())\n"
+    script.write_text(text, encoding="utf-8")
+    with running(str(script)) as client:
+        assert client.stdout is not None
+        assert any("AsyncClient" in client.stdout.readline() for _ in range(10))
+
+
+def test_the_curl_loop_of_the_readme(demo: tuple[str, str, str], tmp_path: Path) -> None:
+    """A shell and curl are enough."""
+    url, token, _ = demo
+    (program,) = (text for text in blocks("sh") if "poll()" in text)
+    variables = {**os.environ, "URL": url, "TOKEN": token}
+    command = ["timeout", "30", "sh", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=variables) as loop:
+        try:
+            for number in range(2):
+                eventually_blocking(lambda: parked_at(url), timeout=20)
+                publish(url, token, {"from": f"curl {number}"})
+                assert loop.stdout is not None
+                assert f"curl {number}" in read_some(loop.stdout)
+        finally:
+            loop.terminate()
+
+
+def read_some(stream: IO[str]) -> str:
+    return os.read(stream.fileno(), 65_536).decode()
+
+
+def publish(url: str, token: str, value: object) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    stored = requests.post(f"{url}/v1/publish", params={"channel": "news"}, json=value, headers=headers, timeout=10)
+    assert stored.status_code == 201
+
+
 def test_the_lines_to_paste_show_a_message_within_50_ms(demo: tuple[str, str, str]) -> None:
     """A message published with the printed line reaches the parked printed poll, both as printed.
 
@@ -140,7 +203,10 @@ def test_every_command_and_option_is_named() -> None:
 
     def walk(command: click.Command, path: str) -> Iterator[str]:
         if isinstance(command, click.Group):
-            for name, child in command.commands.items():
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
                 yield from () if child.hidden else walk(child, f"{path} {name}")
         else:
             yield path

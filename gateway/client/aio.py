@@ -124,6 +124,7 @@ class AsyncClient:
         on_lost: OnLost | None = None,
         on_reset: OnReset | None = None,
         poll_every: float | None = None,
+        follow: bool = True,
         margin: float = 5.0,
     ) -> AsyncSubscription:
         """Return a subscription to 1 to 32 channels: iterate over it, best as `async with … as subscription`.
@@ -133,12 +134,12 @@ class AsyncClient:
         `limit`, `max_bytes`: most messages, and bytes of values, of one answer; `linger`: milliseconds to go on collecting.
         `acks`: a message is processed when the program asks for the next (`auto`), or says so (`manual`: see `ack`).
         `on_lost` is told what retention took, else the log is; `on_reset` returns the cursor to go on from, or None for the one
-        that the gateway gives, else CursorReset is raised. `poll_every`: short polls at this pace, in seconds, to compare.
-        ValueError for what cannot be.
+        that the gateway gives, else CursorReset is raised. `poll_every`: short polls at this pace, in seconds, to
+        compare. Without `follow` the iteration ends where it is up to date. ValueError for what cannot be.
         """
         wanted = Subscribe(
             channels, start, cursor, wait, limit, max_bytes, linger, Acks(acks), poll_every, margin,
-            resets=on_reset is not None, stored=store is not None, prefix=self._prefix,
+            resets=on_reset is not None, stored=store is not None, follow=follow, prefix=self._prefix,
         )  # fmt: skip
         subscription = AsyncSubscription(self, wanted, store, on_lost, on_reset)
         self._subscriptions.add(subscription)

@@ -51,7 +51,7 @@ class Subscribe:
     55. `limit`, `max_bytes`: most messages, and bytes of values, of one answer; `linger`: milliseconds; None: as the
     gateway has it. `poll_every`: short polls at this pace, in seconds, in place of long ones. `margin`: seconds beyond
     `wait` within which an answer has to begin. `resets`: the program decides where to go on after a reset; otherwise it
-    gets an error.
+    gets an error. Without `follow` it ends where it is up to date.
     """
 
     channels: tuple[str, ...]
@@ -66,6 +66,7 @@ class Subscribe:
     margin: float = 5.0
     resets: bool = False
     stored: bool = False
+    follow: bool = True
     prefix: str = "/v1"
 
     def __post_init__(self) -> None:
@@ -157,7 +158,7 @@ class Session:
         """Poll once and deliver what comes."""
         wanted = self._wanted
         if wait is None:
-            wait = wanted.wait if wanted.poll_every is None else 0.0
+            wait = wanted.wait if wanted.poll_every is None and wanted.follow else 0.0
         try:
             answer, batch = yield from self._poll(wait)
         except CursorReset as reset:
@@ -165,6 +166,8 @@ class Session:
             return
         yield from self._deliver(batch)
         yield from self._save()
+        if not self._wanted.follow and batch.up_to_date:
+            raise StoppedByProgram
         rest = self._rest(answer, batch, wait)
         if rest > 0:
             yield from do(Sleep(rest))

@@ -121,6 +121,7 @@ class Client:
         on_lost: OnLost | None = None,
         on_reset: OnReset | None = None,
         poll_every: float | None = None,
+        follow: bool = True,
         margin: float = 5.0,
     ) -> Subscription:
         """Return a subscription to 1 to 32 channels: iterate over it, best as `with … as subscription`.
@@ -130,12 +131,12 @@ class Client:
         `limit`, `max_bytes`: most messages, and bytes of values, of one answer; `linger`: milliseconds to go on collecting.
         `acks`: a message is processed when the program asks for the next (`auto`), or says so (`manual`: see `ack`).
         `on_lost` is told what retention took, else the log is; `on_reset` returns the cursor to go on from, or None for the one
-        that the gateway gives, else CursorReset is raised. `poll_every`: short polls at this pace, in seconds, to compare.
-        ValueError for what cannot be.
+        that the gateway gives, else CursorReset is raised. `poll_every`: short polls at this pace, in seconds, to
+        compare. Without `follow` the iteration ends where it is up to date. ValueError for what cannot be.
         """
         wanted = Subscribe(
             channels, start, cursor, wait, limit, max_bytes, linger, Acks(acks), poll_every, margin,
-            resets=on_reset is not None, stored=store is not None, prefix=self._prefix,
+            resets=on_reset is not None, stored=store is not None, follow=follow, prefix=self._prefix,
         )  # fmt: skip
         subscription = Subscription(self, wanted, store, on_lost, on_reset)
         self._subscriptions.add(subscription)

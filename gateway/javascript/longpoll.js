@@ -503,7 +503,8 @@ export class Client {
    *
    * `start`: where to begin without a cursor: "latest", "earliest", an RFC 3339 time, or "-N". `wait`: seconds that a poll is held,
    * 0 to 55; `margin`: seconds more until it counts as failed. `onLost` is told what retention took; `onReset` returns the cursor
-   * to go on from, or nothing for the one that the gateway gives; without it CursorReset is thrown. `signal` stops it.
+   * to go on from, or nothing for the one that the gateway gives; without it CursorReset is thrown. Without
+   * `follow` it ends where it is up to date. `signal` stops it.
    */
   subscribe(channels, options = {}) {
     const subscription = new Subscription(this, [channels].flat(), options, {
@@ -773,7 +774,7 @@ export class Subscription {
   #stopping = new AbortController();
 
   constructor(client, channels, options, ways) {
-    const { start, cursor, store, wait = 30, limit, maxBytes, linger, acks = "auto", pollEvery, margin = 5, signal } = options;
+    const { start, cursor, store, wait = 30, limit, maxBytes, linger, acks = "auto", pollEvery, follow = true, margin = 5, signal } = options;
     checked(channels.length >= 1 && channels.length <= MOST_CHANNELS, `1 to ${MOST_CHANNELS} channels`);
     checked(channels.every((name) => typeof name === "string" && name) && new Set(channels).size === channels.length, "channels with a name, each once");
     checked(start === undefined || START.test(start), "start: latest, earliest, an RFC 3339 time, or -N");
@@ -782,7 +783,7 @@ export class Subscription {
     checked(pollEvery === undefined || pollEvery > 0, "pollEvery: more than 0 seconds");
     checked(acks === "auto" || acks === "manual", 'acks: "auto" or "manual"');
     this.#channels = channels;
-    this.#options = { ...options, start, cursor, store, wait, limit, maxBytes, linger, acks, pollEvery, margin };
+    this.#options = { ...options, start, cursor, store, wait, limit, maxBytes, linger, acks, pollEvery, follow, margin };
     this.#client = ways;
     this.#progress = new Progress(cursor === undefined ? null : { cursor }, channels);
     this.counters = { ...NO_COUNTS };
@@ -849,14 +850,14 @@ export class Subscription {
   }
 
   async *#rounds() {
-    const { cursor, store, wait, pollEvery } = this.#options;
+    const { cursor, store, wait, pollEvery, follow } = this.#options;
     if (cursor === undefined && store !== undefined) {
       const stored = checkedPosition(await store.load(), this.#channels);
       this.#progress = new Progress(stored, this.#channels);
       this.#saved = stored === null ? null : JSON.stringify(this.#progress.position);
     }
     if (this.#progress.next === null) yield* this.#round(0);
-    for (;;) yield* this.#round(pollEvery === undefined ? wait : 0);
+    for (;;) yield* this.#round(pollEvery === undefined && follow ? wait : 0);
   }
 
   async *#round(wait) {
@@ -871,6 +872,7 @@ export class Subscription {
     }
     yield* this.#deliver(batch);
     await this.#save();
+    if (!this.#options.follow && batch.upToDate) throw new Stopped();
     const rest = this.#rest(answer, batch, wait);
     if (rest > 0 || this.#stopping.signal.aborted) await sleep(rest, this.#stopping.signal);
   }

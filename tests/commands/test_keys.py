@@ -12,10 +12,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from gateway import keycommands
 from gateway.auth.apikeys import Keyring
 from gateway.auth.keyfile import parse_file, write_entries
 from gateway.cli import main
+from gateway.commands import keys as keycommands
 from gateway.errors import TokenRevoked
 
 

@@ -30,6 +30,7 @@ import gateway.app
 import gateway.workers
 from gateway import cli
 from gateway.auth.mint import generate
+from gateway.commands import operating
 from gateway.devbroker.server import Broker
 from gateway.errors import Overloaded
 
@@ -58,17 +59,30 @@ def call(*words: object, **env: str) -> Result:
 class TestWords:
     def test_help_names_every_command(self):
         assert re.findall(r"^  (\w+)  ", call("--help").stdout, re.MULTILINE) == [
+            "tail",
+            "publish",
+            "channels",
+            "cursor",
+            "serve",
             "check",
             "config",
             "dev",
-            "keys",
-            "serve",
             "token",
+            "keys",
         ]
+
+    def test_the_help_of_the_list_is_that_of_the_commands(self):
+        context = click.Context(cli.main)
+        for name, place in cli.COMMANDS.items():
+            command = cli.main.get_command(context, name)
+            assert command.hidden == place.hidden
+            assert command.get_short_help_str(limit=200).rstrip(".") == place.help.rstrip("."), name
 
     def test_every_command_and_option_has_its_help(self):
         def silent(command: click.Command) -> list[str]:
-            inner = command.commands.values() if isinstance(command, click.Group) else []
+            context = click.Context(command)
+            group = isinstance(command, click.Group)
+            inner = [command.get_command(context, name) for name in command.list_commands(context)] if group else []
             options = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
             return [*options, *([] if command.help else [command.name]), *(name for each in inner for name in silent(each))]
 
@@ -77,14 +91,14 @@ class TestWords:
     def test_the_version(self, monkeypatch):
         assert call("--version").stdout.startswith("gateway ")
         monkeypatch.setattr(cli.metadata, "version", lambda _: "1.2.3")
-        assert cli._version() == "1.2.3"
+        assert cli.version() == "1.2.3"
 
     def test_the_version_of_what_is_not_installed(self, monkeypatch):
         def missing(name: str) -> str:
             raise cli.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(cli.metadata, "version", missing)
-        assert cli._version() == "unknown"
+        assert cli.version() == "unknown"
 
     def test_the_module_is_the_command(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["gateway", "--version"])
@@ -169,8 +183,8 @@ class TestBroker:
                 broker.create_topic(name, partitions)
             file = tmp_path / "f"
             file.write_text(f"kafka: {{bootstrap_servers: '{broker.address}'}}\n{self.TOPICS}")
-            config = cli._inspect(file).config
-            return await cli._ask_brokers(config)
+            config = operating._inspect(file).config
+            return await operating._ask_brokers(config)
 
     async def test_topics_that_are_there_and_narrow(self, tmp_path):
         assert await self.check(tmp_path, a=100, b=100, k=300) == []
