@@ -20,9 +20,12 @@ Offsets = Mapping[str, Mapping[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A cursor of these channels, and what was processed behind it. Stores keep it as the JSON of `document`."""
+    """A cursor of these channels, and what was processed behind it. Stores keep it as the JSON of `document`.
 
-    cursor: str
+    Without a cursor it is in the midst of the very first answer, which is asked for again from the subscription's start.
+    """
+
+    cursor: str | None
     beyond: Offsets = field(default_factory=dict)
     channels: tuple[str, ...] = ()
 
@@ -34,10 +37,11 @@ class Position:
     @classmethod
     def read(cls, document: object) -> Position:
         """Return what `document` gave; ValueError for anything else."""
-        if not isinstance(document, dict) or not isinstance(cursor := document.get("cursor"), str):
+        if not isinstance(document, dict) or not isinstance(cursor := document.get("cursor", 0), str | None):
             raise ValueError("no position")  # noqa: TRY004  # one error for all that is wrong with it
         beyond, channels = document.get("beyond", {}), document.get("channels", [])
-        if not CURSOR.fullmatch(cursor) or not isinstance(beyond, dict) or not isinstance(channels, list):
+        is_good = cursor is None or CURSOR.fullmatch(cursor)
+        if not is_good or not isinstance(beyond, dict) or not isinstance(channels, list):
             raise ValueError("no position")
         return cls(cursor, {str(channel): _offsets(of) for channel, of in beyond.items()}, tuple(map(str, channels)))
 
@@ -73,8 +77,8 @@ class Progress:
 
     @property
     def position(self) -> Position | None:
-        """What a program that starts anew goes on from; None as long as there is no cursor."""
-        if self._cursor is None:
+        """What a program that starts anew goes on from; None as long as there is nothing."""
+        if self._cursor is None and not self._done:
             return None
         return Position(self._cursor, {channel: dict(of) for channel, of in self._done.items()}, self._channels)
 

@@ -107,7 +107,7 @@ class Session:
 
     @property
     def position(self) -> Position | None:
-        """What was processed; None before the first answer."""
+        """What was processed; None as long as there is nothing."""
         return self._progress.position
 
     @property

@@ -34,7 +34,8 @@ export interface Reset {
 
 /** A cursor of these channels, and the highest offset that was processed beyond it, by channel and partition. */
 export interface Position {
-  cursor: string;
+  /** Null in the midst of the very first answer. */
+  cursor: string | null;
   beyond: Record<string, Record<string, number>>;
   channels: string[];
 }

@@ -229,7 +229,7 @@ class Progress {
   }
 
   get position() {
-    if (this.#cursor === null) return null;
+    if (this.#cursor === null && this.#done.size === 0) return null;
     const beyond = Object.fromEntries([...this.#done].map(([channel, of]) => [channel, Object.fromEntries(of)]));
     return { cursor: this.#cursor, beyond, channels: this.#channels };
   }
@@ -271,7 +271,8 @@ class Progress {
 
 function checkedPosition(position, channels) {
   if (position === null || position === undefined) return null;
-  const good = isObject(position) && typeof position.cursor === "string" && CURSOR.test(position.cursor);
+  const { cursor = 0 } = isObject(position) ? position : {};
+  const good = cursor === null || (typeof cursor === "string" && CURSOR.test(cursor));
   const offsets = Object.values(position.beyond ?? {}).flatMap((of) => (isObject(of) ? Object.values(of) : [null]));
   if (!good || !isObject(position.beyond ?? {}) || !offsets.every(Number.isInteger)) {
     throw new StoreInvalid("the store holds no position of this client");
