@@ -15,6 +15,8 @@ from typing import Protocol
 from gateway.client.errors import StoreInvalid
 from gateway.client.positions import Position
 
+_FOLDERS_ARE_FILES = os.name != "nt"
+
 
 class CursorStore(Protocol):
     """A store of a program's own. What it raises, the program gets; going on tries again."""
@@ -96,8 +98,8 @@ class FileStore:
             self._sync_folder()
 
     def _sync_folder(self) -> None:
-        """Have the disk know the new name; Windows has no way to."""
-        if os.name == "nt":
+        """Have the disk know the new name, where the system has a way to."""
+        if not _FOLDERS_ARE_FILES:
             return
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
