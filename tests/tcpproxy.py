@@ -109,6 +109,10 @@ class TcpProxy:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection to the target; OSError if that is not there."""
+        return await asyncio.open_connection(*self.target)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is None:
@@ -128,7 +132,7 @@ class TcpProxy:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
             return
-        onward, back = await asyncio.open_connection(*self.target)
+        onward, back = await self.connect()
         self._writers.add(back)
         try:
             async with asyncio.TaskGroup() as group:

@@ -7,13 +7,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from bench import broadcast, catch_up, ejected, held, killed, parked, proxy, ratio, restarts, short, steady, storm
+from bench import (
+    broadcast,
+    catch_up,
+    chaos,
+    ejected,
+    held,
+    killed,
+    overhead,
+    parked,
+    proxy,
+    ratio,
+    restarts,
+    short,
+    steady,
+    storm,
+)
 from bench.broker import Kind
 from bench.catalog import SERVERS
 from bench.processes import Failed
 from bench.proxies import PROXIES
-from bench.results import FILE
-from bench.running import Series, run
+from bench.results import FILE, medians, table
+from bench.running import Series, run, session
 
 Numbers = tuple[int, ...]
 Names = tuple[str, ...]
@@ -287,9 +302,50 @@ def all_(context: click.Context, broker: Literal["auto", "apache", "dev"], quick
         context.invoke(command, broker=broker, quick=quick)
     for command in (proxy_, ratio_, held_, failover):
         context.invoke(command, quick=quick)
+    for command in (overhead_, chaos_):
+        context.invoke(command, broker=broker, quick=quick)
     if not quick:
         context.invoke(parked_, clients=(60_000,), workers=4, cycles=8, servers=("gateway",), rounds=1, broker=broker)
         context.invoke(plot)
+
+
+@main.command("chaos")
+@click.option("--readers", type=ServerList(chaos.READERS), default=",".join(chaos.READERS), show_default=True, help="Clients.")
+@number("--rate", 200, "Records a second.")
+@seconds(600.0)
+@number("--seed", 1, "Of the random faults.")
+@click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True)
+@click.option("--quick", is_flag=True, help="Small and once: to see that it runs.")
+def chaos_(readers: Names, rate: int, seconds: float, seed: int, broker: Kind, quick: bool) -> None:
+    """Run the clients over a bad network to gateways that are restarted: each record has to be processed exactly once."""
+    if quick:
+        seconds = 20.0
+    with session(broker) as (setting, results):
+        parameters = {"rate": rate, "seconds": seconds, "seed": seed}
+        for name, figures in chaos.measure(list(readers), setting, **parameters).items():
+            results.add("chaos", name, parameters, figures)
+        click.echo(f"\nChaos\n{table(medians(results.rows), chaos.COLUMNS)}\n")
+        if any(row["figures"]["errors"] for row in results.rows):
+            raise Failed("not every record was processed exactly once, in order")
+
+
+@main.command("overhead")
+@click.option(
+    "--readers", type=ServerList(overhead.READERS), default=",".join(overhead.READERS), show_default=True, help="Clients."
+)
+@number("--rate", 10_000, "Messages a second.")
+@seconds(10.0)
+@number("--burst", 200_000, "Messages that are found at once.")
+@number("--rounds", 2, "How often each is measured.")
+@click.option("--broker", type=click.Choice(["auto", "apache", "dev"]), default="auto", show_default=True)
+@click.option("--quick", is_flag=True, help="Small and once: to see that it runs.")
+def overhead_(readers: Names, rate: int, seconds: float, burst: int, rounds: int, broker: Kind, quick: bool) -> None:
+    """One client alone: its CPU for a message at a rate, and how many it takes at most."""
+    if quick:
+        rate, seconds, burst, rounds = 500, 2.0, 5_000, 1
+    grid = [{"rate": rate, "seconds": seconds, "burst": burst}]
+    catalog = {name: name for name in readers}
+    run(broker, [Series("overhead", "Overhead", readers, rounds, grid, overhead.measure, overhead.COLUMNS, catalog)])
 
 
 @main.command()

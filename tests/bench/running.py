@@ -32,7 +32,7 @@ class Series:
     grid: Sequence[Parameters]
     measure: Callable[..., Mapping[str, Any]]
     columns: Mapping[str, str]
-    catalog: Mapping[str, Callable[..., Any]] = field(default_factory=lambda: SERVERS)
+    catalog: Mapping[str, Any] = field(default_factory=lambda: SERVERS)
 
 
 @contextlib.contextmanager
