@@ -70,13 +70,11 @@ def measure(name: str, setting: Setting, *, rate: int, seconds: float, burst: in
             used, took = proc.cpu([process.pid]) - before, time.monotonic() - began
             figures = _ended(process)
         with_burst = _burst(name, server.port, messages, setting, burst)
-    total = int(rate * (WARM_UP_SECONDS + seconds))
     return {
         "messages_per_s": rate,
         "us_per_message": used / (rate * took) * 1e6,
         "core_percent": used / took * 100,
         "messages_per_answer": figures["messages"] / max(1, figures["polls"]),
-        "lost": max(0, total - figures["messages"]),
         **with_burst,
     }
 
