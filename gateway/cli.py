@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "channels": Place("asking", "channels", "client", "List the channels and routes that a token may use."),
     "cursor": Place("asking", "cursor", "client", "Tell where a cursor stands."),
+    "bench": Place("bench", "bench", "loadtest", "Find out how many long-polling clients a deployment holds."),
     "serve": Place("operating", "serve", "server", "Run the gateway until SIGTERM or SIGINT."),
     "check": Place("operating", "check", "server", "Check a configuration, and say what is unwise in it."),
     "config": Place("operating", "config", "server", "About the configuration file."),

@@ -63,6 +63,7 @@ class TestWords:
             "publish",
             "channels",
             "cursor",
+            "bench",
             "serve",
             "check",
             "config",
