@@ -699,11 +699,11 @@ export class Client {
     const began = seconds();
     try {
       within(query.patience, "the answer came");
+      // Answers forbid to be stored. Were that said here as well (cache: "no-store"), Chromium would forget each preflight.
       const response = await this.#fetch(url, {
         method: query.method,
         headers: { Accept: "application/json", ...this.#headers, ...query.headers, ...this.#credentials.header },
         body: query.method === "GET" ? undefined : query.body,
-        cache: "no-store",
         credentials: "omit",
         redirect: "manual",
         signal: controller.signal,
