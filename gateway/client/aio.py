@@ -41,7 +41,8 @@ class AsyncClient:
     before the first request, `renew_before` seconds before the token's end, and after a 401. `retry`, `breaker`: how
     failures are met. `connect_timeout`, `read_timeout`: seconds for a connection, and between two pieces of an answer's
     body. `headers` go with every request. `verify`: False, or an SSLContext in place of the usual one. `prefix`: the
-    gateway's own. `transport`: httpx's, in place of connections of our own; the program closes it. ValueError for what
+    gateway's own. `transport`: httpx's, in place of connections of our own, which use no
+    proxy; the program closes it. ValueError for what
     cannot be.
     """
 
@@ -285,7 +286,7 @@ class AsyncSubscription:
         self._on_reset = on_reset
         self._interrupt = AsyncInterrupt()
         self._http: httpx.AsyncClient | None = None
-        self._closed = False
+        self._asked = self._closed = False
 
     def __repr__(self) -> str:
         return f"<AsyncSubscription {self._session!r}{', ended' if self._closed else ''}>"
@@ -317,6 +318,15 @@ class AsyncSubscription:
 
     async def __anext__(self) -> Message:
         """Return the next message, as soon as there is one. Raises Refused and its kind, GaveUp, and what the store raises."""
+        if self._asked:
+            raise RuntimeError("one at a time: somebody else waits for the next message of this subscription")
+        self._asked = True
+        try:
+            return await self._next()
+        finally:
+            self._asked = False
+
+    async def _next(self) -> Message:
         if self._closed:
             raise StopAsyncIteration
         if self._run is None:

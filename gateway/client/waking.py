@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
+import selectors
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -103,17 +103,17 @@ class Interrupt:
     def sleep(self, seconds: float) -> None:
         """Wait until then, or until it is set."""
         if not self.stopping:
-            select.select([self._hears], [], [], seconds)
+            _ready({self._hears: selectors.EVENT_READ}, seconds)
 
     def wait(self, connection: socket.socket, seconds: float | None, *, to_write: bool) -> bool:
         """Wait until a socket can be read from, or written to; False after so many seconds. Stops with InterruptedError."""
         if self.stopping:
             raise InterruptedError("stopped")
-        reads: list[socket.socket] = [self._hears] if to_write else [self._hears, connection]
-        readable, writable, _ = select.select(reads, [connection] if to_write else [], [], seconds)
-        if self._hears in readable:
+        wanted = {self._hears: selectors.EVENT_READ, connection: selectors.EVENT_WRITE if to_write else selectors.EVENT_READ}
+        ready = _ready(wanted, seconds)
+        if self._hears in ready:
             raise InterruptedError("stopped")
-        return bool(readable or writable)
+        return bool(ready)
 
     def transport(self, context: ssl.SSLContext) -> httpx.BaseTransport:
         """Return what requests go over."""
@@ -126,6 +126,18 @@ class Interrupt:
                 self._closed = True
                 self._hears.close()
                 self._wakes.close()
+
+
+# select() knows no descriptor beyond 1,023; poll() is not everywhere.
+_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+def _ready(wanted: Mapping[socket.socket, int], seconds: float | None) -> list[object]:
+    """Wait until one of some sockets is ready for what is wanted of it; return those that are, empty after so many seconds."""
+    with _Selector() as selector:
+        for each, events in wanted.items():
+            selector.register(each, events)
+        return [key.fileobj for key, _ in selector.select(seconds)]
 
 
 def _limits() -> httpx.Limits:
@@ -243,7 +255,7 @@ class _WakingStream(httpcore.NetworkStream):
         if info == "socket":
             return self._socket
         if info == "is_readable":
-            return bool(select.select([self._socket], [], [], 0)[0])
+            return bool(_ready({self._socket: selectors.EVENT_READ}, 0))
         return {"client_addr": self._socket.getsockname, "server_addr": self._socket.getpeername}.get(info, lambda: None)()
 
     def _tried(

@@ -300,6 +300,11 @@ Publish one, from another shell:
   curl -sS -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{"text":"hello"}}' \
 '{base}/v1/publish?channel=news'
 
+The same with this command:
+  export GATEWAY_URL={base} GATEWAY_TOKEN={token}
+  {program} tail news
+  {program} publish news '{{"text":"hello from here"}}'
+
 The same through Kafka:
   echo '{{"text":"hello from kcat"}}' | kcat -P -b {kafka} -t news
 
@@ -331,7 +336,9 @@ async def _dev(port: int, kafka_port: int) -> int:
         token = issuer.token("alice", now=time.time(), lifetime=86400.0, scope="publish")
 
         def ready(url: str) -> None:
-            click.echo(_WELCOME.format(base=url, kafka=broker.address, token=token))
+            called = Path(sys.argv[0])
+            program = called if called.name == "gateway" else "gateway"
+            click.echo(_WELCOME.format(base=url, kafka=broker.address, token=token, program=program))
 
         return await app.run(read(_DEMO, env, source="demo"), ready=ready)
     finally:

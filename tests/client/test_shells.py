@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import ssl
 import subprocess
@@ -479,6 +480,33 @@ class TestUsing:
                 thread.join(10)
             assert results == [7] * 8
             assert client.counters.messages == 8
+
+    def test_one_at_a_time(self, server: ScriptedServer) -> None:
+        """Two that iterate over one subscription would take each other's messages."""
+        played, url = script(server, {"status": 204, "cursor": "c1"})
+        with Client(url) as client:
+            subscription = client.subscribe("news")
+            thread = threading.Thread(target=lambda: list(subscription))
+            thread.start()
+            eventually_blocking(lambda: len(played.asked) == 2)
+            with pytest.raises(RuntimeError, match="one at a time"):
+                next(subscription)
+            subscription.stop()
+            thread.join(5)
+
+    def test_many_open_files(self, server: ScriptedServer) -> None:
+        """Descriptors beyond 1,023 are as good as others."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+        _, url = script(server, {"status": 204, "cursor": "c1"})
+        open_files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        try:
+            with Client(url) as client:
+                assert list(client.subscribe("news", follow=False)) == []
+        finally:
+            for each in open_files:
+                os.close(each)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def test_a_token_that_is_renewed(self, gateway: Background) -> None:
         """Before its end, without a gap."""

@@ -484,13 +484,14 @@ class TestProcess:
             pytest.skip("curl is not installed")
         async with process("dev", "--port", "0", "--kafka-port", "0") as running:
             lines = await printed(running, "Channels:")
-            subscribe, publish, kcat = (line.strip() for line in lines if line.startswith("  "))
-            for produce in (publish, kcat):
+            subscribe, publish, export, _, own, kcat = (line.strip() for line in lines if line.startswith("  "))
+            here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            for produce in (publish, f"{export}; {own}", kcat):
                 if produce is kcat and not os.environ.get("CI") and shutil.which("kcat") is None:
                     continue
                 poll = await asyncio.create_subprocess_exec(*shlex.split(subscribe), stdout=asyncio.subprocess.PIPE)
                 await self._parked(subscribe)
-                done = await asyncio.create_subprocess_shell(produce, stdout=asyncio.subprocess.PIPE)
+                done = await asyncio.create_subprocess_shell(produce, stdout=asyncio.subprocess.PIPE, env=here)
                 await done.communicate()
                 assert done.returncode == 0
                 async with asyncio.timeout(20):
