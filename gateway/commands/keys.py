@@ -93,6 +93,8 @@ def create(
     Examples:
       gateway keys create --file keys.yaml --subject ci --scope orders:write
       gateway keys create --file keys.yaml --subject ci --id ci-2027 --expires 90d --claim 'team="x"'
+
+    Exit codes: 0 done, 1 the file cannot be read or written, 2 usage, or there is no such key.
     """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     id_ = name or "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8))
     try:
@@ -124,8 +126,10 @@ def list_(file: Path) -> None:
     """List the keys: id, subject, state, expiry, scopes.
 
     \b
-    Example:
+    Examples:
       gateway keys list --file keys.yaml
+
+    Exit codes: 0 done, 1 the file cannot be read or written, 2 usage, or there is no such key.
     """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     with _told():
         entries = keyfile.read_entries(file.read_bytes())
@@ -154,8 +158,10 @@ def revoke(file: Path, name: str) -> None:
     """Revoke a key: within seconds it opens nothing, and its polls end.
 
     \b
-    Example:
+    Examples:
       gateway keys revoke --file keys.yaml ci-2027
+
+    Exit codes: 0 done, 1 the file cannot be read or written, 2 usage, or there is no such key.
     """  # noqa: D301  # it is the backspace that click takes for "as it stands"
 
     def mark(entries: dict[str, Any]) -> None:

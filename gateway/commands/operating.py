@@ -54,7 +54,15 @@ _config_option = click.option(
     "--workers", type=click.IntRange(1, MAX_WORKERS), help="Processes that share the port, in place of server.workers."
 )
 def serve(file: Path, workers: int | None) -> None:
-    """Run the gateway until SIGTERM or SIGINT."""
+    """Run the gateway until SIGTERM or SIGINT.
+
+    \b
+    Examples:
+      gateway serve -c gateway.yaml
+      GATEWAY_CONFIG=gateway.yaml gateway serve --workers 4
+
+    Exit codes: 0 done, 1 could not run, 2 the command line or the configuration is wrong.
+    """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     inspected = _inspect(file, workers)
     from gateway import app  # noqa: PLC0415  # the other commands start faster without it
     from gateway import workers as several  # noqa: PLC0415
@@ -82,7 +90,15 @@ def worker() -> None:
 @click.option("--broker", is_flag=True, help="Also ask the brokers for the topics and their partitions.")
 @click.option("--routes", is_flag=True, help="Also show the routes, the most exact first, and the upstreams.")
 def check(file: Path, *, broker: bool, routes: bool) -> None:
-    """Check a configuration, and say what is unwise in it."""
+    """Check a configuration, and say what is unwise in it.
+
+    \b
+    Examples:
+      gateway check -c gateway.yaml
+      gateway check -c gateway.yaml --broker --routes
+
+    Exit codes: 0 it is good, 1 could not run, 2 it is wrong, which is told line by line.
+    """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     inspected = _inspect(file)
     config = inspected.config
     warnings = inspected.warnings()
@@ -146,7 +162,14 @@ def config() -> None:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON Schema of the configuration file, for editors."""
+    """Print the JSON Schema of the configuration file, for editors.
+
+    \b
+    Examples:
+      gateway config schema > gateway.schema.json
+
+    Exit codes: 0 done.
+    """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     click.echo(json.dumps(json_schema(), indent=2))
 
 
@@ -203,7 +226,15 @@ def token(
     expires_in: float,
     private_key: Path | None,
 ) -> None:
-    """Print a token that the gateway accepts, for development and tests."""
+    """Print a token that the gateway accepts, for development and tests.
+
+    \b
+    Examples:
+      gateway token -c gateway.yaml --sub alice --scope orders:read
+      gateway token -c gateway.yaml --sub alice --claim 'rooms=["42"]' --private-key key.pem
+
+    Exit codes: 0 done, 1 could not run, 2 the command line or the configuration is wrong.
+    """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     config = _inspect(file).config
     now = time.time()
     issuer = _chosen(config, alias)
@@ -316,7 +347,15 @@ Channels: news, chat/{{room}}, notifications. The token is for the subject alice
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="HTTP port; 0: a free one.")
 @click.option("--kafka-port", type=click.IntRange(0, 65535), default=9092, show_default=True, help="0: a free one.")
 def dev(port: int, kafka_port: int) -> None:
-    """Run a gateway with demo channels, a Kafka broker in memory, and a token: to try things out."""
+    """Run a gateway with demo channels, a Kafka broker in memory, and a token: to try things out.
+
+    \b
+    Examples:
+      gateway dev
+      gateway dev --port 0 --kafka-port 0
+
+    Exit codes: 0 ended, 1 could not run, 2 usage.
+    """  # noqa: D301  # it is the backspace that click takes for "as it stands"
     sys.exit(_run(_dev(port, kafka_port)))
 
 

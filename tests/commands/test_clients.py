@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from client.conformance.scripted import ScriptedServer
 from livegateway import Background, background, token
 from waiting import eventually_blocking
 
@@ -241,6 +242,16 @@ class TestTail:
             call(gateway, "publish", "news", text="1\n" * 2000)
             assert process.wait(20) == 1
             assert process.stderr.read() == ""
+
+    def test_a_cut_and_a_gateway_that_is_away_for_a_while(self, gateway: Background) -> None:
+        """It goes on by itself, and misses nothing."""
+        with ScriptedServer() as server:
+            first = {"status": 204, "cursor": "c1"}
+            one, two = ({"messages": [[0, number, f"m{number}"]], "cursor": f"d{number}"} for number in (1, 2))
+            script, address = server.play("tail", [first, {**one, "cut": 90}, {"status": 503, "code": "draining"}, one, two])
+            result = call(gateway, "tail", "news", "--count", "2", "--url", address)
+        assert [line.split()[-1] for line in result.stdout.splitlines()] == ["m1", "m2"]
+        assert [request["headers"].get("cursor") for request in script.asked] == [None, "c1", "c1", "c1", "d1"]
 
     def test_on_a_terminal(self, gateway: Background) -> None:
         """In colours, with a line of rates, and at the end the way to go on."""

@@ -89,6 +89,17 @@ class TestWords:
 
         assert silent(cli.main) == []
 
+    def test_every_command_has_examples_and_exit_codes(self):
+        def lacking(command: click.Command, path: str) -> list[str]:
+            context = click.Context(command)
+            if isinstance(command, click.Group):
+                inner = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+                return [each for name, child in inner for each in lacking(child, f"{path} {name}") if not child.hidden]
+            words = command.get_help(context)
+            return [path] if "Examples:" not in words or "Exit codes:" not in words else []
+
+        assert lacking(cli.main, "gateway") == []
+
     def test_the_version(self, monkeypatch):
         assert call("--version").stdout.startswith("gateway ")
         monkeypatch.setattr(cli.metadata, "version", lambda _: "1.2.3")
