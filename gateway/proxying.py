@@ -23,7 +23,8 @@ from gateway.proxy.balancing import Balancer, Hash, LeastOutstanding, Random, Ro
 from gateway.proxy.breaker import Breaker
 from gateway.proxy.cache import Cache
 from gateway.proxy.events import Event
-from gateway.proxy.forward import NEVER, Backend, Forwarder, Retries, Terms
+from gateway.proxy.exchange import NEVER, Backend, Retries, Terms
+from gateway.proxy.forward import Forwarder
 from gateway.proxy.headers import stripped_names
 from gateway.proxy.health import Checks, HttpProbe, Probe, TcpProbe
 from gateway.proxy.healthiness import Healthiness

@@ -90,7 +90,7 @@ class AsyncClient:
     @property
     def counters(self) -> Counters:
         """What it has done, with all subscriptions that are open."""
-        return sum((each.counters for each in self._subscriptions), self._counters)
+        return sum((each.counters for each in list(self._subscriptions)), self._counters)
 
     async def __aenter__(self) -> Self:
         return self

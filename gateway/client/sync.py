@@ -89,7 +89,7 @@ class Client:
     @property
     def counters(self) -> Counters:
         """What it has done, with all subscriptions that are open."""
-        return sum((each.counters for each in self._subscriptions), self._counters)
+        return sum((each.counters for each in list(self._subscriptions)), self._counters)
 
     def __enter__(self) -> Self:
         return self

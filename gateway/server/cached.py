@@ -12,7 +12,8 @@ from multidict import CIMultiDict
 from gateway import errors
 from gateway.proxy.cache import Cache
 from gateway.proxy.caching import CacheAnswer, CacheRequest, Fetched
-from gateway.proxy.forward import Backend, Exchange, Forwarder, Outgoing
+from gateway.proxy.exchange import Backend, Exchange, Outgoing
+from gateway.proxy.forward import Forwarder
 from gateway.proxy.forwarding import Hop
 from gateway.server.passage import Passage
 from gateway.server.returning import is_stream, returned

@@ -30,7 +30,8 @@ from gateway import errors
 from gateway.auth.principal import Principal
 from gateway.limits import Holder
 from gateway.proxy.connection import Answer, TargetFailed
-from gateway.proxy.forward import Backend, Begun
+from gateway.proxy.exchange import Backend
+from gateway.proxy.forward import Begun
 from gateway.proxy.headers import head_bytes
 from gateway.proxy.rewriting import Values
 from gateway.proxy.routes import Found

@@ -10,7 +10,7 @@ from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict
 
 from gateway.proxy.body import Body
-from gateway.proxy.forward import Outgoing
+from gateway.proxy.exchange import Outgoing
 from gateway.proxy.headers import forwarded_head
 from gateway.server.passage import Passage
 from gateway.server.returning import returned

@@ -14,7 +14,7 @@ from gateway.lifecycle import ENDLESS, Lifecycle
 from gateway.limits import Holder, Slots, TokenBuckets
 from gateway.proxy.body import Body
 from gateway.proxy.cache import Cache
-from gateway.proxy.forward import Backend, Terms
+from gateway.proxy.exchange import Backend, Terms
 from gateway.proxy.forwarding import Hop
 from gateway.proxy.headers import STRIPPED
 from gateway.proxy.rewriting import HeaderEdits, PathRewrite, Values

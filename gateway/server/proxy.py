@@ -23,7 +23,8 @@ from gateway.auth.principal import Principal
 from gateway.limits import Holder
 from gateway.proxy.cache import Cache
 from gateway.proxy.connection import TargetFailed
-from gateway.proxy.forward import Backend, Begun, Forwarder, Outgoing
+from gateway.proxy.exchange import Backend, Outgoing
+from gateway.proxy.forward import Begun, Forwarder
 from gateway.proxy.forwarding import Hop
 from gateway.proxy.headers import ends_here
 from gateway.proxy.rewriting import Values

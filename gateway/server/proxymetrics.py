@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from gateway import errors
 from gateway.metrics import Count, Metrics, Reading, Spread
 from gateway.proxy.events import Ejected, Event, Opened, Unhealthy
-from gateway.proxy.forward import Backend
+from gateway.proxy.exchange import Backend
 from gateway.server.middleware import count_refusal
 
 _log = logging.getLogger(__name__)

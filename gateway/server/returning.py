@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from gateway import errors
 from gateway.proxy.caching import CacheAnswer
 from gateway.proxy.compression import Compressor, coding_for, mark, pays
-from gateway.proxy.forward import Exchange
+from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import returned_head
 from gateway.server import crossorigin
 from gateway.server.passage import Passage

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway import errors
-from gateway.proxy.forward import Exchange
+from gateway.proxy.exchange import Exchange
 from gateway.proxy.tunnel import Tunnel
 from gateway.server.departure import Departure
 from gateway.server.passage import Passage

@@ -20,8 +20,9 @@ from gateway.proxy.body import Body
 from gateway.proxy.breaker import Breaker
 from gateway.proxy.connection import TargetFailed
 from gateway.proxy.events import Event, Opened
-from gateway.proxy.forward import Backend as Behind
-from gateway.proxy.forward import Exchange, Forwarder, Outgoing, Retries, Terms
+from gateway.proxy.exchange import Backend as Behind
+from gateway.proxy.exchange import Exchange, Outgoing, Retries, Terms
+from gateway.proxy.forward import Forwarder
 from gateway.proxy.pool import Pool
 from gateway.proxy.retry import Budget
 from gateway.proxy.target import Endpoint
