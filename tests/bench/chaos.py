@@ -33,7 +33,7 @@ from integration.ports import free_ports
 COLUMNS = {
     "records": "records",
     "processed": "processed",
-    "missing": "missing",
+    "lost": "missing",
     "doubled": "doubled",
     "out_of_order": "out of order",
     "faults": "faults",
@@ -189,7 +189,7 @@ def judge(written: Mapping[Spot, int], lines: Iterator[tuple[int, int, int, int]
     return {
         "records": len(written),
         "processed": len(times),
-        "missing": len(written.keys() - times.keys()),
+        "lost": len(written.keys() - times.keys()),
         "doubled": sum(count - 1 for count in times.values()),
         "out_of_order": out_of_order,
         "p50_ms": late[len(late) // 2] if late else None,
@@ -278,7 +278,7 @@ def _await(reader: Reader, count: int) -> None:
 def measure(names: list[str], setting: Setting, *, rate: int, seconds: float, seed: int) -> dict[str, dict[str, Any]]:
     """Run it once; Failed where a record is missing, doubled or out of order."""
     figures = read_all(setting, names, rate=rate, seconds=seconds, seed=seed)
-    wrong = [name for name, each in figures.items() if each["missing"] or each["doubled"] or each["out_of_order"]]
+    wrong = [name for name, each in figures.items() if each["lost"] or each["doubled"] or each["out_of_order"]]
     for name, each in figures.items():
         each["errors"] = int(name in wrong)
     return figures

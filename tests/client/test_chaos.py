@@ -27,7 +27,7 @@ def test_exactly_once(tmp_path: Path) -> None:
         figures = chaos.read_all(setting, names, rate=100, seconds=15.0, seed=1, restart_every=3.0, reader_every=3.0)
     for name, each in figures.items():
         assert each["records"] > 500, name
-        assert (each["missing"], each["doubled"], each["out_of_order"]) == (0, 0, 0), (name, each)
+        assert (each["lost"], each["doubled"], each["out_of_order"]) == (0, 0, 0), (name, each)
         assert each["processed"] == each["records"]
     assert sum(each["failures"] for each in figures.values()) > 10
     assert all(each["restarts"] >= 2 and each["faults"] > 10 for each in figures.values())
@@ -39,13 +39,13 @@ class TestJudge:
     def test_what_is_right(self) -> None:
         """All of it, once, in order."""
         found = chaos.judge(self.WRITTEN, iter([(0, 0, 1, 10**6), (1, 0, 3, 3 * 10**6), (0, 1, 2, 2 * 10**6)]))
-        assert (found["processed"], found["missing"], found["doubled"], found["out_of_order"]) == (3, 0, 0, 0)
+        assert (found["processed"], found["lost"], found["doubled"], found["out_of_order"]) == (3, 0, 0, 0)
         assert (found["p50_ms"], found["max_ms"]) == (2.0, 3.0)
 
     def test_what_is_wrong(self) -> None:
         """Each kind of it is counted."""
         found = chaos.judge(self.WRITTEN, iter([(0, 1, 2, 0), (0, 0, 1, 0), (0, 0, 1, 0)]))
-        assert (found["missing"], found["doubled"], found["out_of_order"]) == (1, 1, 2)
+        assert (found["lost"], found["doubled"], found["out_of_order"]) == (1, 1, 2)
         assert chaos.judge(self.WRITTEN, iter([]))["max_ms"] is None
 
     def test_what_was_never_written(self) -> None:
