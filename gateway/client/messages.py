@@ -100,29 +100,30 @@ def read_cursor(value: object) -> str:
 
 
 def _message(envelope: Mapping[str, Any]) -> Message:
-    value = envelope["value"]
-    broken = envelope.get("encoding") == "base64"
-    return Message(
-        channel=_typed(envelope["channel"], str),
-        partition=_number(envelope["partition"]),
-        offset=_number(envelope["offset"]),
-        timestamp=None if envelope["timestamp"] is None else _number(envelope["timestamp"]),
-        key=_key(envelope["key"]),
-        headers=tuple((_typed(name, str), _typed(text, str)) for name, text in envelope["headers"]),
-        value=_bytes(value) if broken else value,
-        tombstone=_typed(envelope.get("tombstone", False), bool),
-        broken=broken,
-    )
+    channel, partition, offset = envelope["channel"], envelope["partition"], envelope["offset"]
+    timestamp, key, headers, value = envelope["timestamp"], envelope["key"], envelope["headers"], envelope["value"]
+    # What a million messages pass is looked at in place; `type` and not isinstance, for True is no number.
+    if type(channel) is not str or type(partition) is not int or type(offset) is not int:
+        raise TypeError("the place of a message")
+    if timestamp is not None and type(timestamp) is not int:
+        raise TypeError("the time of a message")
+    pairs = tuple((_typed(name, str), _typed(text, str)) for name, text in headers) if headers else _headers(headers)
+    if key is not None and type(key) is not str:
+        key = _bytes(key["base64"])
+    tombstone, broken = envelope.get("tombstone", False), envelope.get("encoding") == "base64"
+    if type(tombstone) is not bool:
+        raise TypeError("a tombstone")
+    return Message(channel, partition, offset, timestamp, key, pairs, _bytes(value) if broken else value, tombstone, broken)
+
+
+def _headers(headers: Any) -> tuple[tuple[str, str], ...]:
+    if type(headers) is not list:
+        raise TypeError("the headers of a message")
+    return ()
 
 
 def _lost(entry: Mapping[str, Any]) -> Lost:
     return Lost(_typed(entry["channel"], str), _number(entry["partition"]), _number(entry["from"]), _number(entry["to"]))
-
-
-def _key(value: Any) -> str | bytes | None:
-    if isinstance(value, Mapping):
-        return _bytes(value["base64"])
-    return None if value is None else _typed(value, str)
 
 
 def _bytes(value: Any) -> bytes:

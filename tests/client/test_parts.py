@@ -164,7 +164,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         "wrong",
         [
-            {"offset": True}, {"partition": "0"}, {"key": 7}, {"key": {"base64": "?"}}, {"headers": [["a"]]}, {"headers": 7},
+            {"offset": True}, {"partition": "0"}, {"key": 7}, {"key": {"base64": "?"}}, {"headers": [["a"]]}, {"headers": 7}, {"headers": 0},
             {"value": 7, "encoding": "base64"}, {"channel": None}, {"timestamp": "now"}, {"tombstone": 1},
         ],
     )  # fmt: skip
