@@ -320,23 +320,24 @@ class AsyncSubscription:
         """Return the next message, as soon as there is one. Raises Refused and its kind, GaveUp, and what the store raises."""
         if self._asked:
             raise RuntimeError("one at a time: somebody else waits for the next message of this subscription")
-        self._asked = True
-        try:
-            return await self._next()
-        finally:
-            self._asked = False
-
-    async def _next(self) -> Message:
         if self._closed:
             raise StopAsyncIteration
-        if self._run is None:
-            self._run = Run(self._session.run())
-        elif isinstance(self._run.effect, Deliver):
-            await self._step(STOPPED if self._interrupt.stopping else None)
-        while (effect := self._run.effect) is not None:
-            if isinstance(effect, Deliver):
-                return effect.message
-            await self._step(await self._carry_out(effect))
+        self._asked = True
+        try:
+            if self._run is None:
+                self._run = Run(self._session.run())
+            elif isinstance(self._run.effect, Deliver):
+                self._run.advance(STOPPED if self._interrupt.stopping else None)
+            while (effect := self._run.effect) is not None:
+                if isinstance(effect, Deliver):
+                    return effect.message
+                self._run.advance(await self._carry_out(effect))
+        except BaseException:
+            if self._run is not None and self._run.effect is None:  # otherwise what was broken off is carried out again
+                await self.aclose()
+            raise
+        finally:
+            self._asked = False
         await self.aclose()
         raise StopAsyncIteration
 
@@ -353,15 +354,6 @@ class AsyncSubscription:
             if self._http is not None:
                 await self._http.aclose()
             self._interrupt.close()
-
-    async def _step(self, result: Any) -> None:
-        if self._run is None:
-            raise AssertionError("it runs")
-        try:
-            self._run.advance(result)
-        except BaseException:
-            await self.aclose()
-            raise
 
     async def _carry_out(self, effect: Effect) -> Any:
         if isinstance(effect, Save | Load):

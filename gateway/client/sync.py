@@ -315,23 +315,24 @@ class Subscription:
         """Return the next message, as soon as there is one. Raises Refused and its kind, GaveUp, and what the store raises."""
         if self._asked:
             raise RuntimeError("one at a time: somebody else waits for the next message of this subscription")
-        self._asked = True
-        try:
-            return self._next()
-        finally:
-            self._asked = False
-
-    def _next(self) -> Message:
         if self._closed:
             raise StopIteration
-        if self._run is None:
-            self._run = Run(self._session.run())
-        elif isinstance(self._run.effect, Deliver):
-            self._step(STOPPED if self._interrupt.stopping else None)
-        while (effect := self._run.effect) is not None:
-            if isinstance(effect, Deliver):
-                return effect.message
-            self._step(self._carry_out(effect))
+        self._asked = True
+        try:
+            if self._run is None:
+                self._run = Run(self._session.run())
+            elif isinstance(self._run.effect, Deliver):
+                self._run.advance(STOPPED if self._interrupt.stopping else None)
+            while (effect := self._run.effect) is not None:
+                if isinstance(effect, Deliver):
+                    return effect.message
+                self._run.advance(self._carry_out(effect))
+        except BaseException:
+            if self._run is not None and self._run.effect is None:  # otherwise what was broken off is carried out again
+                self.close()
+            raise
+        finally:
+            self._asked = False
         self.close()
         raise StopIteration
 
@@ -348,15 +349,6 @@ class Subscription:
             if self._http is not None:
                 self._http.close()
             self._interrupt.close()
-
-    def _step(self, result: Any) -> None:
-        if self._run is None:
-            raise AssertionError("it runs")
-        try:
-            self._run.advance(result)
-        except BaseException:
-            self.close()
-            raise
 
     def _carry_out(self, effect: Effect) -> Any:
         if isinstance(effect, Save | Load):

@@ -178,6 +178,14 @@ class TestMessages:
         assert read(ENVELOPE | {"key": {"base64": "/wA="}}).key == b"\xff\x00"
         assert read(ENVELOPE | {"key": "42", "timestamp": 7}).key == "42"
 
+    @pytest.mark.parametrize("number", [True, "1", None, 1.5])
+    def test_losses_that_are_none(self, number: object) -> None:
+        """So does what is told as lost."""
+        lost = [{"channel": "news", "partition": number, "from": 0, "to": 1}]
+        body = json.dumps({"cursor": "c", "messages": [], "up_to_date": True, "lost": lost}).encode()
+        with pytest.raises(AnswerInvalid):
+            read_answer(body, "application/json")
+
     def test_an_answer_without_a_cursor(self) -> None:
         """There would be nowhere to go on."""
         with pytest.raises(AnswerInvalid, match="no good cursor"):
