@@ -28,6 +28,8 @@ class Plan:
 async def climb(crowd: Crowd, ladder: Ladder, plan: Plan, on_step: Callable[[Step], None]) -> None:
     """Take all steps. NotAllowed where the gateway refuses the caller."""
     while (count := ladder.next()) is not None:
+        if ladder.steps and not ladder.steps[-1].held:
+            await crowd.shrink(0)  # those that were refused wait for a while, and would be taken for too many
         step = await _step(crowd, count, plan)
         ladder.add(step)
         on_step(step)

@@ -67,7 +67,7 @@ def test_many_subjects(gateway: Background, tmp_path: Path) -> None:
 def test_a_limit_that_says_no() -> None:
     """The code is named, and the greatest count that was held is found."""
     with background(limits={"concurrent_polls": 6, "polls": {"rate": 10_000, "burst": 100_000}}) as small:
-        words = ("bench", url(small), "--channel", "news", "--clients", "20", "--steps", "2,4,16", "--settle", "1", *QUICK)
+        words = ("bench", url(small), "--channel", "news", "--clients", "20", "--steps", "2,4,16", "--settle", "3", *QUICK)
         result = call(small, *words)
     assert result.exit_code == 1
     assert "429 too_many_polls" in result.stdout
