@@ -71,7 +71,8 @@ class Subscribe:
 
     def __post_init__(self) -> None:
         _check(1 <= len(self.channels) <= MOST_CHANNELS, f"1 to {MOST_CHANNELS} channels")
-        _check(all(self.channels) and len(set(self.channels)) == len(self.channels), "channels with a name, each once")
+        _check(all(isinstance(name, str) and name for name in self.channels), "channels by their names")
+        _check(len(set(self.channels)) == len(self.channels), "each channel once")
         _check(self.start is None or _START.fullmatch(self.start), "start: latest, earliest, an RFC 3339 time, or -N")
         _check(self.cursor is None or CURSOR.fullmatch(self.cursor), "a cursor from an answer of the gateway")
         _check(0 <= self.wait <= MOST_WAIT, f"wait: 0 to {MOST_WAIT:g} seconds")

@@ -46,6 +46,7 @@ def test_all_that_can_be_asked_for() -> None:
         {"channels": ()},
         {"channels": ("a",) * 2},
         {"channels": ("",)},
+        {"channels": (["a", "b"],)},
         {"channels": tuple(map(str, range(33)))},
         {"start": "yesterday"},
         {"start": "-0"},
