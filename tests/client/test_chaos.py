@@ -5,6 +5,7 @@ A short run of the benchmark's; `make bench ARGS=chaos` has one of ten minutes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,25 +13,37 @@ from pathlib import Path
 
 import pytest
 from bench import chaos, overhead
-from bench.broker import broker
+from bench.broker import KafkaBroker, broker
 from bench.processes import Failed
 from bench.serving import Missing, Setting
+from integration.apache_kafka import ApacheKafka
 from integration.kafka_jars import missing
 
 
+def running_apache(apache: ApacheKafka) -> KafkaBroker:
+    """Return the node that all tests share, as the benchmark knows brokers."""
+    process = apache.nodes[0].process
+    assert process is not None
+    return KafkaBroker("apache", apache.address, process.pid)
+
+
 @pytest.mark.kafka
-def test_exactly_once(tmp_path: Path) -> None:
+def test_exactly_once(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every record is processed once by each of three clients, each ended and begun again in between."""
     names = [name for name in chaos.READERS if name != "javascript" or shutil.which("node") or os.environ.get("CI")]
-    with broker("dev" if missing() else "apache", tmp_path) as kafka:
+    with contextlib.ExitStack() as stack:
+        if missing():
+            kafka = stack.enter_context(broker("dev", tmp_path))
+        else:
+            kafka = running_apache(request.getfixturevalue("apache_kafka"))
         setting = Setting(kafka, tmp_path)
-        figures = chaos.read_all(setting, names, rate=100, seconds=15.0, seed=1, restart_every=3.0, reader_every=3.0)
+        figures = chaos.read_all(setting, names, rate=60, seconds=12.0, seed=1, restart_every=3.0, reader_every=4.0)
     for name, each in figures.items():
-        assert each["records"] > 500, name
+        assert each["records"] > 300, name
         assert (each["lost"], each["doubled"], each["out_of_order"]) == (0, 0, 0), (name, each)
         assert each["processed"] == each["records"]
     assert sum(each["failures"] for each in figures.values()) > 10
-    assert all(each["restarts"] >= 2 and each["faults"] > 10 for each in figures.values())
+    assert all(each["restarts"] >= 1 and each["faults"] > 10 for each in figures.values())
 
 
 class TestJudge:

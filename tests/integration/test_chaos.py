@@ -269,7 +269,7 @@ async def test_chains_are_complete_whatever_happens(seed: int, retention: bool):
         broker.create_topic(TOPIC, 3)
         kafka = {"bootstrap_servers": ",".join(broker.addresses), **MEMORY}
         cluster = Cluster(broker, random.Random(seed), retention=retention)
-        async with running(kafka, CHANNELS) as one, running(kafka, CHANNELS) as other, asyncio.timeout(60):
+        async with running(kafka, CHANNELS) as one, running(kafka, CHANNELS) as other, asyncio.timeout(90):
             names = ["all", "all", "all", "all", *(f"key/k{n}" for n in range(4)), *(f"own/o{n}" for n in range(8))]
             visitors = [
                 Visitor(one.client(name, start="earliest"), name, [one.port, other.port], seed * 100 + n)
@@ -287,7 +287,7 @@ async def test_chains_are_complete_whatever_happens(seed: int, retention: bool):
             for visitor in visitors:
                 visitor.client.drop()
             try:
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(45):
                     await asyncio.gather(*(v.finish(lambda v=v: complete(cluster, v)) for v in visitors))
             except TimeoutError:
                 for visitor in visitors:
